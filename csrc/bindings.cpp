@@ -1,0 +1,192 @@
+// trustbench._C: the Python edge of the CPU kernels.
+//
+// Arrays arrive as addresses (tensor.data_ptr()), so that the module needs no torch to build. The
+// Python floor above (trustbench/ops) checks shapes and dtypes and keeps the tensors alive; here only
+// what would corrupt memory is checked again. The interpreter lock is released while kernels run.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "isa.h"
+
+namespace py = pybind11;
+
+namespace tb {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+Dtype dtype_of(int code) {
+    if (code != 0 && code != 1) throw std::invalid_argument("dtype code: expected 0 (float32) or 1 (bfloat16)");
+    return static_cast<Dtype>(code);
+}
+
+Matrix matrix(Address address, int dtype) { return {at<const void>(address), dtype_of(dtype)}; }
+
+int at_least_one(int threads) { return std::max(1, threads); }
+
+Encoder encoder(Address x, Address W, Address b, std::int64_t N, std::int64_t d, std::int64_t F, int dtype,
+                bool bf16_matmul, int threads) {
+    if (N < 0 || d < 1 || F < 1 || F > std::numeric_limits<std::int32_t>::max())
+        throw std::invalid_argument("encoder: expected N >= 0, d >= 1 and 1 <= F < 2^31");
+    return {matrix(x, dtype), matrix(W, dtype), at<const float>(b), N, d, F, bf16_matmul, at_least_one(threads)};
+}
+
+Code code(Address indices, Address row_offsets, std::int64_t N, std::int64_t k) {
+    const Code result{at<const std::int32_t>(indices), at<const std::int64_t>(row_offsets), N, k};
+    // Positions are stored as int32.
+    if (result.begin(N) > std::numeric_limits<std::int32_t>::max())
+        throw std::invalid_argument("code: expected fewer than 2^31 entries in one batch");
+    return result;
+}
+
+// Hands an array to numpy without a copy.
+template <class T>
+py::array_t<T> to_numpy(std::unique_ptr<T[]> data, std::int64_t size) {
+    T* raw = data.release();
+    const py::capsule owner(raw, [](void* p) { delete[] static_cast<T*>(p); });
+    return py::array_t<T>(static_cast<py::ssize_t>(size), raw, owner);
+}
+
+py::tuple to_python(CsrResult result, std::int64_t N) {
+    return py::make_tuple(to_numpy(std::move(result.row_offsets), N + 1),
+                          to_numpy(std::move(result.indices), result.nnz),
+                          to_numpy(std::move(result.values), result.nnz));
+}
+
+void encode_topk(Address x, Address W, Address b, Address values, Address indices, std::int64_t N,
+                 std::int64_t d, std::int64_t F, std::int64_t k, int dtype, bool bf16_matmul, int threads) {
+    const Encoder e = encoder(x, W, b, N, d, F, dtype, bf16_matmul, threads);
+    if (k < 1 || k > F) throw std::invalid_argument("k: expected an integer in [1, F]");
+    const py::gil_scoped_release unlocked;
+    active_kernels().encode_topk(e, k, at<float>(values), at<std::int32_t>(indices));
+}
+
+py::tuple encode_csr(Address x, Address W, Address b, Address threshold, std::int64_t N, std::int64_t d,
+                     std::int64_t F, int dtype, bool bf16_matmul, int threads) {
+    const Encoder e = encoder(x, W, b, N, d, F, dtype, bf16_matmul, threads);
+    CsrResult result;
+    {
+        const py::gil_scoped_release unlocked;
+        result = active_kernels().encode_relu(e, at<const float>(threshold));
+    }
+    return to_python(std::move(result), N);
+}
+
+py::tuple encode_batchtopk(Address x, Address W, Address b, std::int64_t N, std::int64_t d, std::int64_t F,
+                           std::int64_t total, int dtype, bool bf16_matmul, int threads) {
+    const Encoder e = encoder(x, W, b, N, d, F, dtype, bf16_matmul, threads);
+    if (total < 0 || total > N * F) throw std::invalid_argument("total: expected an integer in [0, N * F]");
+    CsrResult result;
+    {
+        const py::gil_scoped_release unlocked;
+        result = active_kernels().encode_batchtopk(e, total);
+    }
+    return to_python(std::move(result), N);
+}
+
+void decode(Address values, Address indices, Address row_offsets, Address W, Address out, std::int64_t N,
+            std::int64_t d, std::int64_t, std::int64_t k, int dtype, int threads) {
+    const Code c = code(indices, row_offsets, N, k);
+    const py::gil_scoped_release unlocked;
+    active_kernels().decode(at<const float>(values), c, matrix(W, dtype), d, at<float>(out), at_least_one(threads));
+}
+
+void code_grad(Address grad, Address indices, Address row_offsets, Address W, Address out, std::int64_t N,
+               std::int64_t d, std::int64_t, std::int64_t k, int dtype, int threads) {
+    const Code c = code(indices, row_offsets, N, k);
+    const py::gil_scoped_release unlocked;
+    active_kernels().code_grad(at<const float>(grad), c, matrix(W, dtype), d, at<float>(out), at_least_one(threads));
+}
+
+void transpose_code(Address indices, Address row_offsets, Address feature_offsets, Address rows,
+                    Address positions, std::int64_t N, std::int64_t F, std::int64_t k, int threads) {
+    const Code c = code(indices, row_offsets, N, k);
+    const py::gil_scoped_release unlocked;
+    active_kernels().transpose_code(c, F, at<std::int64_t>(feature_offsets), at<std::int32_t>(rows),
+                                    at<std::int32_t>(positions), at_least_one(threads));
+}
+
+FeatureCode feature_code(Address offsets, Address rows, Address positions) {
+    return {at<const std::int64_t>(offsets), at<const std::int32_t>(rows), at<const std::int32_t>(positions)};
+}
+
+void weight_grad(Address coefs, Address feature_offsets, Address rows, Address positions, Address source,
+                 Address dW, Address db, std::int64_t d, std::int64_t F, int dtype, int threads) {
+    const FeatureCode c = feature_code(feature_offsets, rows, positions);
+    const py::gil_scoped_release unlocked;
+    active_kernels().weight_grad(at<const float>(coefs), c, matrix(source, dtype), F, d, at<float>(dW),
+                                 at<float>(db), at_least_one(threads));
+}
+
+Moments moments(const std::array<Address, 3>& a) { return {at<float>(a[0]), at<float>(a[1]), at<float>(a[2])}; }
+
+Adam adam_options(std::int64_t step, double lr, double beta1, double beta2, double eps, bool unit_norm) {
+    if (step < 1) throw std::invalid_argument("step: expected an integer >= 1");
+    return {step, lr, beta1, beta2, eps, unit_norm};
+}
+
+void adam(Address param, Address grad, Address m, Address v, std::int64_t rows, std::int64_t d,
+          std::int64_t step, double lr, double beta1, double beta2, double eps, bool unit_norm, int threads) {
+    const Adam options = adam_options(step, lr, beta1, beta2, eps, unit_norm);
+    const py::gil_scoped_release unlocked;
+    active_kernels().adam(moments({param, m, v}), at<const float>(grad), rows, d, options, at_least_one(threads));
+}
+
+// enc, dec and bias are (param, m, v).
+SparseStep sparse_step(const std::array<Address, 3>& enc, const std::array<Address, 3>& dec,
+                       const std::array<Address, 3>& bias, Address values, Address feature_offsets,
+                       Address rows, Address positions, Address x, Address grad, std::int64_t F,
+                       std::int64_t d, double l1, bool l1_decoder_norm, double clip_scale, int threads) {
+    return {moments(enc), moments(dec), moments(bias), at<const float>(values),
+            feature_code(feature_offsets, rows, positions), at<const float>(x), at<const float>(grad), F, d,
+            static_cast<float>(l1), l1_decoder_norm, static_cast<float>(clip_scale), at_least_one(threads)};
+}
+
+void sparse_adam(std::array<Address, 3> enc, std::array<Address, 3> dec, std::array<Address, 3> bias,
+                 Address values, Address feature_offsets, Address rows, Address positions, Address x,
+                 Address grad, Address db_dec, std::int64_t F, std::int64_t d, double l1,
+                 bool l1_decoder_norm, double clip_scale, std::int64_t step, double lr, double beta1,
+                 double beta2, double eps, bool unit_norm, int threads) {
+    const SparseStep s = sparse_step(enc, dec, bias, values, feature_offsets, rows, positions, x, grad, F, d, l1,
+                                     l1_decoder_norm, clip_scale, threads);
+    const Adam options = adam_options(step, lr, beta1, beta2, eps, unit_norm);
+    const py::gil_scoped_release unlocked;
+    active_kernels().sparse_adam(s, options, at<float>(db_dec));
+}
+
+double sparse_grad_norm(std::array<Address, 2> weights, Address values, Address feature_offsets, Address rows,
+                        Address positions, Address x, Address grad, Address db_dec, std::int64_t F,
+                        std::int64_t d, double l1, bool l1_decoder_norm, bool unit_norm, int threads) {
+    const SparseStep s = sparse_step({weights[0], 0, 0}, {weights[1], 0, 0}, {0, 0, 0}, values, feature_offsets,
+                                     rows, positions, x, grad, F, d, l1, l1_decoder_norm, 1.0, threads);
+    const py::gil_scoped_release unlocked;
+    return active_kernels().sparse_grad_norm(s, unit_norm, at<float>(db_dec));
+}
+
+}  // namespace
+}  // namespace tb
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "CPU kernels of trustbench; use them through trustbench.ops.";
+    m.def("isa", &tb::active_isa, "Name of the instruction set whose kernels run.");
+    m.def("isa_names", &tb::available_isas, "Instruction sets that this processor can run, best first.");
+    m.def("set_isa", &tb::set_isa, py::arg("name"), "Choose the kernels of one instruction set (for tests).");
+    m.def("encode_topk", &tb::encode_topk);
+    m.def("encode_csr", &tb::encode_csr);
+    m.def("encode_batchtopk", &tb::encode_batchtopk);
+    m.def("decode", &tb::decode);
+    m.def("code_grad", &tb::code_grad);
+    m.def("transpose_code", &tb::transpose_code);
+    m.def("weight_grad", &tb::weight_grad);
+    m.def("adam", &tb::adam);
+    m.def("sparse_adam", &tb::sparse_adam);
+    m.def("sparse_grad_norm", &tb::sparse_grad_norm);
+}

@@ -1,0 +1,98 @@
+// The CPU kernels, as one table of function pointers for every instruction set they are built for.
+//
+// The sources csrc/*_cpu.cpp are compiled once per instruction set, each time into a namespace of its
+// own (TB_ISA); csrc/isa.cpp picks a table at run time. Shapes and names are those of trustbench/ops:
+// N tokens, d = d_in, F = d_sae, k active features; arrays are row-major and contiguous.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace tb {
+
+enum class Dtype : int { f32 = 0, bf16 = 1 };
+
+// A matrix stored as float32 or bfloat16.
+struct Matrix {
+    const void* data;
+    Dtype dtype;
+};
+
+// The encoder's pre-activations: pre = x W^T + b. `bf16_matmul` rounds the operands to bfloat16;
+// sums are float32 either way.
+struct Encoder {
+    Matrix x;         // [N, d]
+    Matrix W;         // [F, d]
+    const float* b;   // [F]
+    std::int64_t N, d, F;
+    bool bf16_matmul;
+    int threads;
+};
+
+// A sparse code: k entries a row, or CSR when row_offsets is given.
+struct Code {
+    const std::int32_t* indices;
+    const std::int64_t* row_offsets;  // [N + 1] or null
+    std::int64_t N, k;
+
+    std::int64_t begin(std::int64_t row) const { return row_offsets ? row_offsets[row] : row * k; }
+};
+
+// A code grouped by feature (see transpose_code).
+struct FeatureCode {
+    const std::int64_t* offsets;     // [F + 1]
+    const std::int32_t* rows;        // [nnz]
+    const std::int32_t* positions;   // [nnz]
+};
+
+struct CsrResult {
+    std::int64_t nnz = 0;
+    std::unique_ptr<std::int64_t[]> row_offsets;  // [N + 1]
+    std::unique_ptr<std::int32_t[]> indices;      // [nnz]
+    std::unique_ptr<float[]> values;              // [nnz]
+};
+
+struct Adam {
+    std::int64_t step;  // 1 for the first update
+    double lr, beta1, beta2, eps;
+    bool unit_norm;  // project the gradient along each row, renormalise the row afterwards
+};
+
+// One parameter with its two Adam moments.
+struct Moments {
+    float *param, *m, *v;
+};
+
+struct SparseStep {
+    Moments enc, dec, bias;   // [F, d], [F, d], [F]
+    const float* values;      // [nnz] code
+    FeatureCode code;
+    const float* x;           // [rows, d]
+    const float* grad;        // [rows, d], dL/dx_hat
+    std::int64_t F, d;
+    float l1;                 // weight of sum(values) in the loss (times ||W_dec,i|| where asked)
+    bool l1_decoder_norm;
+    float clip_scale;         // every gradient is multiplied by it before Adam
+    int threads;
+};
+
+struct Kernels {
+    void (*encode_topk)(const Encoder&, std::int64_t k, float* values, std::int32_t* indices);
+    CsrResult (*encode_relu)(const Encoder&, const float* threshold);
+    CsrResult (*encode_batchtopk)(const Encoder&, std::int64_t total);
+    void (*decode)(const float* values, const Code&, const Matrix& W, std::int64_t d, float* out,
+                   int threads);
+    void (*code_grad)(const float* grad, const Code&, const Matrix& W, std::int64_t d, float* out,
+                      int threads);
+    void (*transpose_code)(const Code&, std::int64_t F, std::int64_t* feature_offsets,
+                           std::int32_t* rows, std::int32_t* positions, int threads);
+    void (*weight_grad)(const float* coefs, const FeatureCode&, const Matrix& source, std::int64_t F,
+                        std::int64_t d, float* dW, float* db, int threads);
+    void (*adam)(const Moments&, const float* grad, std::int64_t rows, std::int64_t d, const Adam&,
+                 int threads);
+    // Both return, in db_dec [d], -(sum_i db_enc_i W_enc_i), with the weights before the update.
+    void (*sparse_adam)(const SparseStep&, const Adam&, float* db_dec);
+    double (*sparse_grad_norm)(const SparseStep&, bool unit_norm, float* db_dec);
+};
+
+}  // namespace tb

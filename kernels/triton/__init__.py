@@ -1,0 +1,1 @@
+"""Triton kernels, one file an op: nothing but kernels and their launchers."""

@@ -1,0 +1,1 @@
+"""GPU kernels: `trustbench.kernels.triton` is installed from `kernels/triton/` of the repository."""
