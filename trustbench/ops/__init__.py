@@ -1,0 +1,34 @@
+"""The ops: one file each, holding the contract, the reference, the registration.
+
+The kernels behind them are in csrc/<op>_cpu.cpp (C++) and kernels/triton/<op>.py (Triton).
+"""
+
+from trustbench.ops.adam import adam_
+from trustbench.ops.code_grad import code_grad
+from trustbench.ops.codes import Code, CSRCode, FeatureCode, TopKCode
+from trustbench.ops.decode import decode
+from trustbench.ops.dispatch import use
+from trustbench.ops.encode_batchtopk import encode_batchtopk
+from trustbench.ops.encode_relu import encode_relu
+from trustbench.ops.encode_topk import encode_topk
+from trustbench.ops.sparse_adam import sparse_adam_, sparse_grad_norm
+from trustbench.ops.transpose_code import transpose_code
+from trustbench.ops.weight_grad import weight_grad
+
+__all__ = [
+    "CSRCode",
+    "Code",
+    "FeatureCode",
+    "TopKCode",
+    "adam_",
+    "code_grad",
+    "decode",
+    "encode_batchtopk",
+    "encode_relu",
+    "encode_topk",
+    "sparse_adam_",
+    "sparse_grad_norm",
+    "transpose_code",
+    "use",
+    "weight_grad",
+]

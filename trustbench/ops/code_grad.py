@@ -1,0 +1,85 @@
+"""code_grad: the gradient of a code's values, one dot product an entry."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trustbench.ops import dispatch
+from trustbench.ops.codes import entry_rows
+from trustbench.ops.registration import (
+    DTYPE_CODE,
+    FLOATS,
+    address,
+    check_code,
+    check_tensor,
+    register,
+)
+from trustbench.ops.spec import OpSpec
+
+
+def code_grad(
+    grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None = None
+) -> Tensor:
+    """dvalues[p] = <grad[n], W_dec[indices[p]]> for every entry p of token n.
+
+    Parameters
+    ----------
+    grad : Tensor [N, d], dtype of W_dec
+        Gradient of the loss in x_hat.
+    indices : Tensor [N, k] (TopK code) or [nnz] (CSR code), int32
+    W_dec : Tensor [F, d], fp32, bf16 or fp64 (fp64 runs the reference)
+    row_offsets : Tensor [N + 1], int64, for a CSR code
+
+    Returns
+    -------
+    Tensor, shape of indices, dtype of W_dec
+
+    Raises
+    ------
+    InputError
+        For a wrong shape or dtype.
+    """
+    check_tensor("W_dec", W_dec, (None, None), *FLOATS)
+    check_tensor("grad", grad, (None, W_dec.shape[1]), W_dec.dtype)
+    check_code(indices, row_offsets, tokens=grad.shape[0])
+    return _code_grad(grad, indices, W_dec, row_offsets)
+
+
+def reference(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+    wide = torch.float64 if W_dec.dtype == torch.float64 else torch.float32
+    rows = entry_rows(indices, row_offsets)
+    products = grad.to(wide)[rows] * W_dec.to(wide)[indices.flatten().long()]
+    return products.sum(1).view(indices.shape).to(W_dec.dtype)
+
+
+def _cpu(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+    if dispatch.implementation("code_grad", W_dec) == "reference":
+        return reference(grad, indices, W_dec, row_offsets)
+    grad, indices, W = grad.float().contiguous(), indices.contiguous(), W_dec.contiguous()
+    (N, d), F = grad.shape, W.shape[0]
+    k = indices.shape[1] if row_offsets is None else 0
+    out = torch.empty(indices.shape, dtype=torch.float32)
+    dispatch.native().code_grad(
+        grad.data_ptr(), indices.data_ptr(), address(row_offsets), W.data_ptr(), out.data_ptr(),
+        N, d, F, k, DTYPE_CODE[W.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return out.to(W_dec.dtype)
+
+
+def _fake(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+    return W_dec.new_empty(indices.shape)
+
+
+_code_grad = register(
+    "code_grad(Tensor grad, Tensor indices, Tensor W_dec, Tensor? row_offsets) -> Tensor",
+    _cpu,
+    _fake,
+)
+
+SPEC = OpSpec(
+    "code_grad",
+    "dvalues = <grad, W_dec[indices]>",
+    lambda s: 2.0 * s.N * s.k * s.d,
+    lambda s: 4.0 * (min(s.N * s.k, s.F) * s.d + s.N * s.d) + 8.0 * s.N * s.k,
+)

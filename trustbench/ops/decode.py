@@ -1,0 +1,113 @@
+"""decode: the sparse decoder, a weighted sum of decoder rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trustbench.ops import dispatch
+from trustbench.ops.code_grad import code_grad
+from trustbench.ops.codes import entry_rows
+from trustbench.ops.registration import (
+    DTYPE_CODE,
+    FLOATS,
+    address,
+    check_code,
+    check_tensor,
+    register,
+)
+from trustbench.ops.spec import OpSpec
+from trustbench.ops.weight_grad import weight_grad
+
+
+def decode(
+    values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None = None
+) -> Tensor:
+    """x_hat[n] = Σ_p values[p] W_dec[indices[p]] over the entries p of token n (no b_dec).
+
+    Differentiable in values and W_dec. Sums are fp32, in the order of the code.
+
+    Parameters
+    ----------
+    values : Tensor [N, k] (TopK code) or [nnz] (CSR code), dtype of W_dec
+    indices : Tensor, shape of values, int32, each in [0, F)
+    W_dec : Tensor [F, d], fp32, bf16 or fp64 (fp64 runs the reference)
+    row_offsets : Tensor [N + 1], int64, for a CSR code
+
+    Returns
+    -------
+    Tensor [N, d], dtype of W_dec
+
+    Raises
+    ------
+    InputError
+        For a wrong shape or dtype.
+    """
+    check_tensor("W_dec", W_dec, (None, None), *FLOATS)
+    check_code(indices, row_offsets)
+    check_tensor("values", values, tuple(indices.shape), W_dec.dtype)
+    return _decode(values, indices, W_dec, row_offsets)
+
+
+def reference(
+    values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None
+) -> Tensor:
+    wide = torch.float64 if W_dec.dtype == torch.float64 else torch.float32
+    rows = entry_rows(indices, row_offsets)
+    tokens = len(indices) if row_offsets is None else len(row_offsets) - 1
+    terms = values.to(wide).flatten()[:, None] * W_dec.to(wide)[indices.flatten().long()]
+    out = torch.zeros(tokens, W_dec.shape[1], dtype=wide).index_add_(0, rows, terms)
+    return out.to(W_dec.dtype)
+
+
+def _cpu(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+    if dispatch.implementation("decode", W_dec) == "reference":
+        return reference(values, indices, W_dec, row_offsets)
+    values, indices, W = values.float().contiguous(), indices.contiguous(), W_dec.contiguous()
+    N = len(indices) if row_offsets is None else len(row_offsets) - 1
+    k = indices.shape[1] if row_offsets is None else 0
+    F, d = W.shape
+    out = torch.empty(N, d, dtype=torch.float32)
+    dispatch.native().decode(
+        values.data_ptr(), indices.data_ptr(), address(row_offsets), W.data_ptr(), out.data_ptr(),
+        N, d, F, k, DTYPE_CODE[W.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return out.to(W_dec.dtype)
+
+
+def _fake(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+    N = indices.shape[0] if row_offsets is None else row_offsets.shape[0] - 1
+    return W_dec.new_empty(N, W_dec.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, indices, W_dec, row_offsets = inputs
+    ctx.save_for_backward(values, indices, W_dec, row_offsets)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    values, indices, W_dec, row_offsets = ctx.saved_tensors
+    dvalues = dW = None
+    if ctx.needs_input_grad[0]:
+        dvalues = code_grad(grad.contiguous(), indices, W_dec, row_offsets)
+    if ctx.needs_input_grad[2]:
+        dW, _ = weight_grad(values, indices, grad.contiguous(), W_dec.shape[0], row_offsets)
+    return dvalues, None, dW, None
+
+
+_decode = register(
+    "decode(Tensor values, Tensor indices, Tensor W_dec, Tensor? row_offsets) -> Tensor",
+    _cpu,
+    _fake,
+    _setup_context,
+    _backward,
+)
+
+SPEC = OpSpec(
+    "decode",
+    "x_hat = Σ values W_dec[indices]",
+    lambda s: 2.0 * s.N * s.k * s.d,
+    lambda s: 4.0 * (min(s.N * s.k, s.F) * s.d + s.N * s.d) + 8.0 * s.N * s.k,
+)

@@ -1,0 +1,90 @@
+"""encode_batchtopk: the N k largest positive pre-activations of a whole batch, as a CSR code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trustbench.errors import bad
+from trustbench.ops import dispatch
+from trustbench.ops.codes import CSRCode
+from trustbench.ops.encode_relu import backward, fake_csr, setup_context
+from trustbench.ops.registration import (
+    DTYPE_CODE,
+    check_encoder,
+    encoder_arguments,
+    pre_activations,
+    register,
+)
+from trustbench.ops.spec import OpSpec
+
+
+def encode_batchtopk(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, matmul_dtype: torch.dtype | None = None
+) -> CSRCode:
+    """BatchTopK (Bussmann et al. 2024, arXiv:2412.06410): k entries a token on average.
+
+    Keeps the N k largest positive entries of pre = x W_enc^T + b_enc over all tokens and features
+    (fewer where fewer are positive). Exact; ties go to the lower token, then the lower feature; a
+    NaN counts as larger than every number. Differentiable in x, W_enc and b_enc.
+
+    Parameters are those of `encode_topk`, and so are the errors.
+
+    Returns
+    -------
+    CSRCode
+        row_offsets [N + 1] int64, indices [nnz] int32 (ascending within a token), values [nnz].
+    """
+    check_encoder(x, W_enc, b_enc, matmul_dtype)
+    if not 1 <= k <= W_enc.shape[0]:
+        raise bad("k", k, f"an integer in [1, d_sae={W_enc.shape[0]}]")
+    return CSRCode(*_encode_batchtopk(x, W_enc, b_enc, k, matmul_dtype))
+
+
+def reference(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    pre = pre_activations(x, W_enc, b_enc, matmul_dtype)
+    order = pre.flatten().argsort(descending=True, stable=True)[: len(x) * k]
+    flat = order[~(pre.flatten()[order] <= 0)].sort().values
+    offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+    offsets[1:] = torch.bincount(flat // pre.shape[1], minlength=len(x)).cumsum(0)
+    return offsets, (flat % pre.shape[1]).to(torch.int32), pre.flatten()[flat].to(x.dtype)
+
+
+def _cpu(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if dispatch.implementation("encode_batchtopk", x) == "reference":
+        return reference(x, W_enc, b_enc, k, matmul_dtype)
+    x, W, b, rounded = encoder_arguments(x, W_enc, b_enc, matmul_dtype)
+    (N, d), F = x.shape, W.shape[0]
+    arrays = dispatch.native().encode_batchtopk(
+        x.data_ptr(), W.data_ptr(), b.data_ptr(),
+        N, d, F, N * k, DTYPE_CODE[x.dtype], rounded, torch.get_num_threads(),
+    )  # fmt: skip
+    offsets, indices, values = (torch.from_numpy(array) for array in arrays)
+    return offsets, indices, values.to(x.dtype)
+
+
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_csr(x)
+
+
+_encode_batchtopk = register(
+    "encode_batchtopk(Tensor x, Tensor W_enc, Tensor b_enc, int k,"
+    " ScalarType? matmul_dtype) -> (Tensor, Tensor, Tensor)",
+    _cpu,
+    _fake,
+    setup_context,
+    backward,
+)
+
+SPEC = OpSpec(
+    "encode_batchtopk",
+    "the N k largest positive entries of x W_encᵀ + b_enc",
+    lambda s: 2.0 * s.N * s.d * s.F,
+    lambda s: 4.0 * (s.N * s.d + s.F * s.d + s.F) + 8.0 * s.N * s.k,
+)

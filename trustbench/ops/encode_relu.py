@@ -1,0 +1,153 @@
+"""encode_relu: every pre-activation above zero, or above a threshold a feature, as a CSR code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trustbench.ops import dispatch
+from trustbench.ops.codes import CSRCode, entry_rows
+from trustbench.ops.decode import decode
+from trustbench.ops.registration import (
+    DTYPE_CODE,
+    address,
+    check_encoder,
+    check_tensor,
+    encoder_arguments,
+    pre_activations,
+    register,
+)
+from trustbench.ops.spec import OpSpec
+from trustbench.ops.weight_grad import weight_grad
+
+
+def encode_relu(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor | None = None,
+    *,
+    matmul_dtype: torch.dtype | None = None,
+) -> CSRCode:
+    """The entries of pre = x W_enc^T + b_enc above a threshold: ReLU for None, JumpReLU otherwise.
+
+    Differentiable in x, W_enc and b_enc (the kept entries pass their gradient straight on); the
+    threshold gets no gradient here (JumpReLU's straight-through estimate is in trustbench.sae).
+
+    Parameters
+    ----------
+    x : Tensor [N, d], fp32, bf16 or fp64
+    W_enc : Tensor [F, d], dtype of x
+    b_enc : Tensor [F]
+    threshold : Tensor [F] or None
+        Keep pre > threshold[i]; None keeps pre > 0. A NaN is kept, so that it is seen.
+    matmul_dtype
+        As in `encode_topk`.
+
+    Returns
+    -------
+    CSRCode
+        row_offsets [N + 1] int64, indices [nnz] int32 (ascending within a token), values [nnz].
+
+    Raises
+    ------
+    InputError
+        For a wrong shape or dtype.
+    """
+    check_encoder(x, W_enc, b_enc, matmul_dtype)
+    if threshold is not None:
+        check_tensor("threshold", threshold, (W_enc.shape[0],))
+    return CSRCode(*_encode_relu(x, W_enc, b_enc, threshold, matmul_dtype))
+
+
+def reference(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor | None,
+    matmul_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pre = pre_activations(x, W_enc, b_enc, matmul_dtype)
+    kept = ~(pre <= (0.0 if threshold is None else threshold.to(pre.dtype)))
+    offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+    offsets[1:] = kept.sum(1).cumsum(0)
+    return offsets, kept.nonzero()[:, 1].to(torch.int32), pre[kept].to(x.dtype)
+
+
+def _cpu(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor | None,
+    matmul_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if dispatch.implementation("encode_relu", x) == "reference":
+        return reference(x, W_enc, b_enc, threshold, matmul_dtype)
+    x, W, b, rounded = encoder_arguments(x, W_enc, b_enc, matmul_dtype)
+    floor = None if threshold is None else threshold.float().contiguous()
+    (N, d), F = x.shape, W.shape[0]
+    arrays = dispatch.native().encode_csr(
+        x.data_ptr(), W.data_ptr(), b.data_ptr(), address(floor),
+        N, d, F, DTYPE_CODE[x.dtype], rounded, torch.get_num_threads(),
+    )  # fmt: skip
+    offsets, indices, values = (torch.from_numpy(array) for array in arrays)
+    return offsets, indices, values.to(x.dtype)
+
+
+def fake_csr(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes of a CSR code whose number of entries only the data tells."""
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    return (
+        x.new_empty(x.shape[0] + 1, dtype=torch.int64),
+        x.new_empty(nnz, dtype=torch.int32),
+        x.new_empty(nnz),
+    )
+
+
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_csr(x)
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """For encoders with a CSR code: what their backward needs."""
+    x, W_enc, b_enc, *rest = inputs
+    offsets, indices, _ = output
+    ctx.save_for_backward(x, W_enc, offsets, indices)
+    ctx.b_dtype = b_enc.dtype
+    ctx.rest = len(rest)
+    ctx.mark_non_differentiable(offsets, indices)
+
+
+def backward(ctx: Any, _: Tensor, __: Tensor, dpre: Tensor) -> tuple[Any, ...]:
+    """For encoders with a CSR code: the gradient of the kept pre-activations."""
+    x, W_enc, offsets, indices = ctx.saved_tensors
+    dx = decode(dpre, indices, W_enc, offsets) if ctx.needs_input_grad[0] else None
+    dW, db = weight_grad(dpre, indices, x, W_enc.shape[0], offsets)
+    return dx, dW, db.to(ctx.b_dtype), *(None,) * ctx.rest
+
+
+_encode_relu = register(
+    "encode_relu(Tensor x, Tensor W_enc, Tensor b_enc, Tensor? threshold,"
+    " ScalarType? matmul_dtype) -> (Tensor, Tensor, Tensor)",
+    _cpu,
+    _fake,
+    setup_context,
+    backward,
+)
+
+
+def dense(code: CSRCode, d_sae: int) -> Tensor:
+    """The code as a dense [N, F] tensor; differentiable in the values."""
+    out = code.values.new_zeros(len(code.row_offsets) - 1, d_sae)
+    at = (entry_rows(code.indices, code.row_offsets), code.indices.long())
+    return out.index_put(at, code.values)
+
+
+SPEC = OpSpec(
+    "encode_relu",
+    "x W_encᵀ + b_enc where above the threshold",
+    lambda s: 2.0 * s.N * s.d * s.F,
+    lambda s: 4.0 * (s.N * s.d + s.F * s.d + s.F) + 8.0 * s.N * s.k,
+)

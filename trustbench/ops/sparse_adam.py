@@ -1,0 +1,233 @@
+"""The fused backward and optimiser step of an SAE: gradients go straight into Adam.
+
+For feature i with entries (row n, value a > 0) and g = dL/dx_hat [N, d]:
+
+    da        = <g[n], W_dec,i> + l1 · (‖W_dec,i‖ or 1)        dpre = da
+    dW_dec,i  = Σ a g[n]  (+ l1 (Σ a) W_dec,i / ‖W_dec,i‖ in the decoder-norm form)
+    dW_enc,i  = Σ dpre x[n]            db_enc,i = Σ dpre
+    with unit_norm: dW_dec,i -= <dW_dec,i, W_dec,i> W_dec,i
+
+then Adam (Kingma & Ba 2015) on the three, and with unit_norm W_dec,i /= ‖W_dec,i‖. A feature without
+entries has gradient zero; its moments decay, as in torch.optim.Adam. Neither gradient is ever
+written to memory. The projection and the constraint are those of Bricken et al. 2023 (Towards
+Monosemanticity, appendix "Advice for training sparse autoencoders").
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trustbench.errors import bad
+from trustbench.ops import dispatch
+from trustbench.ops.adam import adam_reference_
+from trustbench.ops.codes import FeatureCode
+
+L1Form = Literal["decoder_norm", "sum"]
+
+
+class Weights(NamedTuple):
+    """The parameters that a code's gradient reaches: all fp32, contiguous."""
+
+    W_enc: Tensor  # [F, d]
+    W_dec: Tensor  # [F, d]
+    b_enc: Tensor  # [F]
+
+
+class Moments(NamedTuple):
+    """Adam's first (m) and second (v) moments of `Weights`: all fp32, contiguous."""
+
+    m_W_enc: Tensor
+    v_W_enc: Tensor
+    m_W_dec: Tensor
+    v_W_dec: Tensor
+    m_b_enc: Tensor
+    v_b_enc: Tensor
+
+    @classmethod
+    def zeros_like(cls, weights: Weights) -> Moments:
+        """Fresh moments, on the device of the weights."""
+        return cls(*(torch.zeros_like(w) for w in weights for _ in range(2)))
+
+
+def sparse_adam_(
+    weights: Weights,
+    moments: Moments,
+    values: Tensor,
+    code: FeatureCode,
+    x: Tensor,
+    grad: Tensor,
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    unit_norm: bool = True,
+    l1: float = 0.0,
+    l1_form: L1Form = "sum",
+    clip_scale: float = 1.0,
+) -> Tensor:
+    """One Adam step on `weights`, in place, from a code and the gradient of the reconstruction.
+
+    Parameters
+    ----------
+    weights, moments
+        Updated in place; fp32.
+    values : Tensor, fp32, [N, k] or [nnz]
+        The code's values, in the order that `code.positions` indexes. Entries <= 0 count for nothing.
+    code : FeatureCode
+        The code grouped by feature (`transpose_code`).
+    x, grad : Tensor, fp32, [N, d]
+        Encoder input (after b_dec was subtracted) and dL/dx_hat.
+    step : int
+        1 for the first update (Adam's bias correction).
+    l1 : float
+        Weight of Σ values (or Σ values · ‖W_dec,i‖) in the loss: λ / N for a mean over tokens.
+    clip_scale : float
+        Every gradient is multiplied by it first (gradient clipping; see `sparse_grad_norm`).
+
+    Returns
+    -------
+    Tensor, fp32, [d]
+        -(Σ_i db_enc,i W_enc,i) with the weights before the update: what the encoder's input
+        x - b_dec adds to the gradient of b_dec. Not multiplied by `clip_scale`.
+    """
+    _check(weights, values, code, x, grad, l1_form)
+    if step < 1:
+        raise bad("step", step, "an integer >= 1")
+    arguments = (weights, values, code, x, grad, l1, l1_form)
+    if dispatch.implementation("sparse_adam", x) == "reference":
+        dW_enc, dW_dec, db_enc = _gradients(*arguments, unit_norm)
+        contribution = -(db_enc @ weights.W_enc)
+        options = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+        m = moments
+        adam_reference_(weights.W_enc, clip_scale * dW_enc, m.m_W_enc, m.v_W_enc, **options)
+        adam_reference_(weights.b_enc, clip_scale * db_enc, m.m_b_enc, m.v_b_enc, **options)
+        adam_reference_(
+            weights.W_dec, clip_scale * dW_dec, m.m_W_dec, m.v_W_dec, unit_norm=unit_norm, **options
+        )
+        return contribution
+    contribution = torch.empty(weights.W_enc.shape[1])
+    m = moments
+    dispatch.native().sparse_adam(
+        _addresses(weights.W_enc, m.m_W_enc, m.v_W_enc),
+        _addresses(weights.W_dec, m.m_W_dec, m.v_W_dec),
+        _addresses(weights.b_enc, m.m_b_enc, m.v_b_enc),
+        *_inputs(values, code, x, grad, contribution),
+        *weights.W_enc.shape,
+        l1,
+        l1_form == "decoder_norm",
+        clip_scale,
+        step,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        unit_norm,
+        torch.get_num_threads(),
+    )
+    return contribution
+
+
+def sparse_grad_norm(
+    weights: Weights,
+    values: Tensor,
+    code: FeatureCode,
+    x: Tensor,
+    grad: Tensor,
+    *,
+    unit_norm: bool = True,
+    l1: float = 0.0,
+    l1_form: L1Form = "sum",
+) -> tuple[float, Tensor]:
+    """The squared norm of the gradients that `sparse_adam_` would apply, without applying them.
+
+    Clipping by the global norm needs it before the update; it costs a second pass over the code.
+    Parameters are those of `sparse_adam_`; returns (‖dW_enc‖² + ‖dW_dec‖² + ‖db_enc‖², the same
+    contribution to db_dec [d]). With `unit_norm` the decoder's gradient is the projected one.
+    """
+    _check(weights, values, code, x, grad, l1_form)
+    if dispatch.implementation("sparse_adam", x) == "reference":
+        gradients = _gradients(weights, values, code, x, grad, l1, l1_form, unit_norm)
+        squared = sum(float(g.double().square().sum()) for g in gradients)
+        return squared, -(gradients[2] @ weights.W_enc)
+    contribution = torch.empty(weights.W_enc.shape[1])
+    squared = dispatch.native().sparse_grad_norm(
+        _addresses(weights.W_enc, weights.W_dec),
+        *_inputs(values, code, x, grad, contribution),
+        *weights.W_enc.shape,
+        l1,
+        l1_form == "decoder_norm",
+        unit_norm,
+        torch.get_num_threads(),
+    )
+    return squared, contribution
+
+
+def _gradients(
+    weights: Weights,
+    values: Tensor,
+    code: FeatureCode,
+    x: Tensor,
+    grad: Tensor,
+    l1: float,
+    l1_form: L1Form,
+    unit_norm: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, with dense gradients: (dW_enc, dW_dec, db_enc)."""
+    W_enc, W_dec, b_enc = weights
+    counts = code.feature_offsets.diff()
+    feature = torch.repeat_interleave(torch.arange(len(b_enc), device=x.device), counts)
+    a = values.flatten()[code.positions.long()]
+    active = a > 0
+    feature, row, a = feature[active], code.rows.long()[active], a[active]
+    weight = W_dec.norm(dim=1) if l1_form == "decoder_norm" else torch.ones_like(b_enc)
+    dpre = (grad[row] * W_dec[feature]).sum(1) + l1 * weight[feature]
+    dW_enc = torch.zeros_like(W_enc).index_add_(0, feature, dpre[:, None] * x[row])
+    dW_dec = torch.zeros_like(W_dec).index_add_(0, feature, a[:, None] * grad[row])
+    db_enc = torch.zeros_like(b_enc).index_add_(0, feature, dpre)
+    if l1_form == "decoder_norm":
+        mass = torch.zeros_like(b_enc).index_add_(0, feature, a)
+        dW_dec += (l1 * mass / weight.clamp_min(torch.finfo(weight.dtype).tiny))[:, None] * W_dec
+    if unit_norm:
+        dW_dec -= (dW_dec * W_dec).sum(1, keepdim=True) * W_dec
+    return dW_enc, dW_dec, db_enc
+
+
+def _check(
+    weights: Weights, values: Tensor, code: FeatureCode, x: Tensor, grad: Tensor, l1_form: str
+) -> None:
+    d_sae, d_in = weights.W_enc.shape
+    if l1_form not in ("decoder_norm", "sum"):
+        raise bad("l1_form", l1_form, "'decoder_norm' or 'sum'")
+    shapes = {
+        "W_dec": (weights.W_dec, (d_sae, d_in)),
+        "b_enc": (weights.b_enc, (d_sae,)),
+        "x": (x, (len(x), d_in)),
+        "grad": (grad, tuple(x.shape)),
+        "values": (values.flatten(), (len(code.rows),)),
+        "code.feature_offsets": (code.feature_offsets, (d_sae + 1,)),
+    }
+    for name, (tensor, shape) in shapes.items():
+        if tuple(tensor.shape) != shape:
+            raise bad(f"{name}.shape", tuple(tensor.shape), f"{shape}")
+    for name, tensor in (("W_enc", weights.W_enc), ("x", x), ("grad", grad), ("values", values)):
+        if tensor.dtype != weights.W_dec.dtype or tensor.dtype not in (torch.float32, torch.float64):
+            raise bad(f"{name}.dtype", tensor.dtype, "torch.float32, like the other tensors")
+
+
+def _addresses(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _inputs(
+    values: Tensor, code: FeatureCode, x: Tensor, grad: Tensor, contribution: Tensor
+) -> list[int]:
+    tensors = (values, *code, x, grad, contribution)
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            raise bad("strides", tensor.stride(), "contiguous tensors")
+    return _addresses(*tensors)
