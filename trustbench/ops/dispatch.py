@@ -84,6 +84,12 @@ def implementation(op: str, tensor: Tensor) -> Literal["reference", "cpp"]:
     return "cpp"
 
 
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than fp32, by the kernels that are built."""
+    module = _load("_C")
+    return module is not None and module.isa() == "avx512bf16"
+
+
 def implementations() -> dict[str, str]:
     """What each device has: for `trustbench info`."""
     module = _load("_C")

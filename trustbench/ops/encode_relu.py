@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trustbench.ops import dispatch
-from trustbench.ops.codes import CSRCode, entry_rows
+from trustbench.ops.codes import CSRCode
 from trustbench.ops.decode import decode
 from trustbench.ops.registration import (
     DTYPE_CODE,
@@ -136,13 +136,6 @@ _encode_relu = register(
     setup_context,
     backward,
 )
-
-
-def dense(code: CSRCode, d_sae: int) -> Tensor:
-    """The code as a dense [N, F] tensor; differentiable in the values."""
-    out = code.values.new_zeros(len(code.row_offsets) - 1, d_sae)
-    at = (entry_rows(code.indices, code.row_offsets), code.indices.long())
-    return out.index_put(at, code.values)
 
 
 SPEC = OpSpec(

@@ -1,0 +1,5 @@
+"""Streaming shuffle buffers between the model's forward and the training step."""
+
+from trustbench.buffer.activation_buffer import ActivationBuffer
+
+__all__ = ["ActivationBuffer"]

@@ -1,0 +1,64 @@
+"""What this installation has: for `trustbench info` and bug reports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from trustbench import __version__
+from trustbench.ops import dispatch
+
+
+def collect() -> dict[str, Any]:
+    """Versions, devices, native modules and which implementation each op has."""
+    info: dict[str, Any] = {
+        "trustbench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    for name in ("numpy", "transformers", "tokenizers", "safetensors", "triton"):
+        info[name] = _version(name)
+    info["cpu"] = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    native = _module("_C")
+    if native is None:
+        info["trustbench._C"] = "NOT BUILT: every op runs its slow PyTorch reference"
+    else:
+        names = ", ".join(native.isa_names())
+        info["trustbench._C"] = f"built; runs {native.isa()} (this processor can: {names})"
+    cuda = _module("_cuda")
+    if cuda is None:
+        info["trustbench._cuda"] = "not built (no CUDA toolkit at build time): CPU only"
+    else:
+        info["trustbench._cuda"] = f"built with CUDA {cuda.cuda_version / 1000:.1f}"
+        try:
+            devices = cuda.devices()
+        except RuntimeError as error:
+            devices = [f"not readable ({error})"]
+        info["CUDA devices"] = devices or "none visible"
+    info |= {f"ops on {device}": what for device, what in dispatch.implementations().items()}
+    return info
+
+
+def text() -> str:
+    """`collect`, a line each."""
+    info = collect()
+    width = max(map(len, info))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in info.items())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"trustbench.{name}")
+    except ImportError:
+        return None

@@ -1,0 +1,58 @@
+"""Where training starts: the decoder bias and the input scale, measured on activations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trustbench.errors import bad
+
+BiasInit = Literal["geometric_median", "mean", "zero"]
+
+
+def geometric_median(x: Tensor, *, tolerance: float = 1e-5, max_iterations: int = 200) -> Tensor:
+    """The point [d] with the least mean distance to the rows of x [N, d] (Weiszfeld 1937).
+
+    Iterates until the point moves by less than `tolerance` of the rows' mean distance to it.
+    """
+    if x.ndim != 2 or len(x) == 0:
+        raise bad("x.shape", list(x.shape), "[N, d] with N >= 1")
+    x = x.float()
+    point = x.mean(0)
+    for _ in range(max_iterations):
+        distance = (x - point).norm(dim=1)
+        # A row at the point itself would weigh infinitely much.
+        weight = 1 / distance.clamp_min(torch.finfo(x.dtype).eps * (1 + distance.mean()))
+        moved = (weight @ x) / weight.sum()
+        step = (moved - point).norm()
+        point = moved
+        if step <= tolerance * distance.mean():
+            break
+    return point
+
+
+def initial_b_dec(x: Tensor, method: BiasInit) -> Tensor:
+    """b_dec [d] to start from, given a sample of (scaled) activations x [N, d]."""
+    if method == "geometric_median":
+        return geometric_median(x)
+    if method == "mean":
+        return x.float().mean(0)
+    if method == "zero":
+        return torch.zeros(x.shape[1])
+    raise bad("b_dec_init", method, "'geometric_median', 'mean' or 'zero'")
+
+
+def measure_input_scale(x: Tensor) -> float:
+    """The s for which the mean of ‖s x‖ over the rows of x [N, d] is √d."""
+    norm = x.float().norm(dim=1).mean().item()
+    if not norm > 0:
+        raise bad("x", f"mean norm {norm}", "activations with a positive, finite mean norm")
+    return x.shape[1] ** 0.5 / norm
+
+
+def random_directions(rows: int, d: int, seed: int) -> Tensor:
+    """Random unit rows [rows, d], fp32, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(rows, d, generator=generator), dim=1)

@@ -1,0 +1,236 @@
+"""TrainConfig: one training run, checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from trustbench.errors import InputError, bad
+from trustbench.sae.config import SAEConfig, check_fields
+
+Decay = Literal["constant", "linear", "cosine"]
+BiasInit = Literal["geometric_median", "mean", "zero"]
+Dtype = Literal["auto", "fp32", "bf16"]
+Sink = Literal["tensorboard", "wandb", "trackio"]
+Site = Literal["resid_post", "resid_pre", "mlp_in", "mlp_out", "attn_out"]
+
+# What may differ between a run and its continuation: nothing that changes the numbers.
+MAY_CHANGE = frozenset({"checkpoint_minutes", "checkpoint_tokens", "sinks", "threads"})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run: SAEs on all chosen layers of a model, together.
+
+    Parameters
+    ----------
+    model
+        A Hugging Face causal LM: a local folder or a hub name.
+    data
+        Text: a .txt, .jsonl(.gz) or .parquet file, a directory or glob of them, or hf:NAME[:CONFIG].
+    out
+        The run's directory. If it holds this run already, the run continues where it stopped.
+    sae
+        The SAEs; d_in is taken from the model when it is 0.
+    tokens
+        Tokens to train every SAE on.
+    layers
+        "all", or layer numbers and hook point names (model.layers.3, layers.3,
+        blocks.3.hook_resid_post).
+    site
+        What a layer number means: resid_post, resid_pre, mlp_in, mlp_out or attn_out.
+    context_length
+        Tokens a row of text, at most.
+    model_rows
+        Rows a forward of the model.
+    model_dtype
+        fp32 or bf16: weights and arithmetic of the model.
+    data_field
+        Field or column that holds the text.
+    data_split
+        Split of a Hugging Face data set.
+    document_separator
+        What stands between the documents of a .txt file.
+    heldout_fraction
+        Share of the documents never trained on (every n-th): evaluation reads those.
+    pack_documents
+        Let several documents share a row (and see each other).
+    prepend_bos
+        Start every row with the BOS token; its activations are left out.
+    batch_size
+        Tokens a training step.
+    buffer_tokens
+        Tokens that are mixed (see ActivationBuffer); 0: 16 batches.
+    buffer_dtype
+        fp32 or bf16: how buffered activations are stored.
+    lr
+        Learning rate; 0: 2e-4 / sqrt(d_sae / 16384) (Gao et al. 2024, A.4).
+    beta1
+        Adam.
+    beta2
+        Adam.
+    eps
+        Adam.
+    warmup_fraction
+        Share of the run in which the learning rate rises from 0.
+    decay
+        constant, linear or cosine: how it falls to 0 at the end.
+    decay_fraction
+        Share of the run in which it falls.
+    l1_warmup_fraction
+        Share of the run in which the L1 (or L0) coefficient rises from 0.
+    clip_norm
+        Clip the gradient of an SAE to this global norm; 0: off (it costs a second sparse pass).
+    dead_after_tokens
+        A feature is dead when it was inactive for this many tokens.
+    b_dec_init
+        geometric_median, mean or zero of the first activations.
+    matmul_dtype
+        bf16 rounds the encoder's matmul operands; fp32 does not; auto: bf16 where the processor has
+        bf16 instructions. Everything else is fp32.
+    log_every
+        Steps between two lines a layer in metrics.jsonl.
+    snapshots
+        Token counts at which the SAEs are also saved, to out/snapshots.
+    checkpoint_minutes
+        Minutes between checkpoints; 0: off.
+    checkpoint_tokens
+        Tokens between checkpoints; 0: off.
+    sinks
+        Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio.
+    threads
+        CPU threads; 0: as torch chooses.
+    seed
+        Of the buffer's order (the SAEs have their own).
+    """
+
+    model: str
+    data: str
+    out: str
+    tokens: int
+    sae: SAEConfig
+    layers: str | list[int | str] = "all"
+    site: Site = "resid_post"
+    context_length: int = 256
+    model_rows: int = 16
+    model_dtype: Literal["fp32", "bf16"] = "fp32"
+    data_field: str = "text"
+    data_split: str = "train"
+    document_separator: str = ""
+    heldout_fraction: float = 0.05
+    pack_documents: bool = False
+    prepend_bos: bool = False
+    batch_size: int = 2048
+    buffer_tokens: int = 0
+    buffer_dtype: Literal["fp32", "bf16"] = "fp32"
+    lr: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    warmup_fraction: float = 0.01
+    decay: Decay = "linear"
+    decay_fraction: float = 0.2
+    l1_warmup_fraction: float = 0.05
+    clip_norm: float = 0.0
+    dead_after_tokens: int = 10_000_000
+    b_dec_init: BiasInit = "geometric_median"
+    matmul_dtype: Dtype = "auto"
+    log_every: int = 10
+    snapshots: list[int] = field(default_factory=list)
+    checkpoint_minutes: float = 10.0
+    checkpoint_tokens: int = 0
+    sinks: list[Sink] = field(default_factory=list)
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data", "out"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise bad(name, getattr(self, name), "a non-empty string")
+        least = {
+            "tokens": 1, "context_length": 2, "model_rows": 1, "batch_size": 1, "buffer_tokens": 0,
+            "dead_after_tokens": 1, "log_every": 1, "checkpoint_tokens": 0, "threads": 0, "seed": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+                raise bad(name, value, f"an integer >= {bound}")
+        for name in ("lr", "eps", "clip_norm", "checkpoint_minutes"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise bad(name, getattr(self, name), "a finite number >= 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise bad(name, getattr(self, name), "a number in [0, 1)")
+        for name in ("warmup_fraction", "decay_fraction", "l1_warmup_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise bad(name, getattr(self, name), "a number in [0, 1]")
+        if not 0 <= self.heldout_fraction <= 0.5:
+            raise bad("heldout_fraction", self.heldout_fraction, "a number in [0, 0.5]")
+        choices = {
+            "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype, "site": Site,
+            "model_dtype": Literal["fp32", "bf16"], "buffer_dtype": Literal["fp32", "bf16"],
+        }  # fmt: skip
+        for name, options in choices.items():
+            if getattr(self, name) not in get_args(options):
+                raise bad(name, getattr(self, name), f"one of {', '.join(get_args(options))}")
+        for sink in self.sinks:
+            if sink not in get_args(Sink):
+                raise bad("sinks", sink, f"some of {', '.join(get_args(Sink))}")
+        if any(not isinstance(s, int) or not 0 < s <= self.tokens for s in self.snapshots):
+            raise bad("snapshots", self.snapshots, f"token counts in [1, tokens={self.tokens}]")
+        if self.buffer_tokens and self.buffer_tokens < self.smallest_buffer:
+            raise bad(
+                "buffer_tokens",
+                self.buffer_tokens,
+                f"0 or at least batch_size + model_rows * context_length = {self.smallest_buffer}",
+            )
+
+    @property
+    def smallest_buffer(self) -> int:
+        """A buffer must take one forward while it holds one batch."""
+        return self.batch_size + self.model_rows * self.context_length
+
+    @property
+    def buffer_capacity(self) -> int:
+        """Tokens of the buffer."""
+        return self.buffer_tokens or max(16 * self.batch_size, self.smallest_buffer)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate."""
+        return self.lr or 2e-4 / math.sqrt(self.sae.d_sae / 2**14)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> TrainConfig:
+        """The reverse of `to_dict`; an unknown field raises InputError with the nearest name."""
+        check_fields(cls, fields)
+        required = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
+        required = [n for n in required if n in ("model", "data", "out", "tokens", "sae")]
+        if required:
+            raise InputError(f"TrainConfig: missing {', '.join(required)}")
+        sae = fields["sae"]
+        sae = sae if isinstance(sae, SAEConfig) else SAEConfig.from_dict(sae)
+        return cls(**{**fields, "sae": sae})
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> TrainConfig:
+        """Read a YAML or JSON file."""
+        import yaml
+
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            fields = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"config={str(path)!r}: not readable ({error})") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"config={str(path)!r}: expected a mapping of field names to values")
+        return cls.from_dict(fields)

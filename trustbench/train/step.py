@@ -1,0 +1,235 @@
+"""One SAE's training step, fused ("way 2"): the gradients of the big matrices never exist.
+
+    encode -> decode, residual, loss -> AuxK -> transpose the code -> gradients straight into Adam
+
+It equals `trustbench.sae.loss` with torch.optim.Adam, the projected gradient and the renormalised
+decoder, step after step. JumpReLU, whose thresholds need their own gradient, goes through autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trustbench import ops
+from trustbench.errors import NonFiniteError
+from trustbench.ops import Code
+from trustbench.ops.sparse_adam import Moments, Weights
+from trustbench.sae import SAE, loss
+from trustbench.sae.losses import auxk_code
+from trustbench.sae.stats import fvu
+
+# BatchTopK's inference threshold is a running mean over about ten batches: each batch's own value
+# is an order statistic of thousands of entries, and the weights still move.
+_THRESHOLD_DECAY = 0.9
+
+
+class AdamOptions(NamedTuple):
+    """Adam's constants, and the clipping norm (0: off)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+
+
+class StepResult(NamedTuple):
+    """One step's figures, in scaled space; `fvu`, `l0` and `dead_fraction` when asked for."""
+
+    loss: float
+    mse: float
+    auxk: float
+    fvu: float | None = None
+    l0: float | None = None
+    dead_fraction: float | None = None
+
+
+class LayerTrainer:
+    """An SAE with its optimiser state and its record of when each feature last fired.
+
+    Parameters
+    ----------
+    sae : SAE, fp32
+    adam : AdamOptions
+    dead_after_tokens : int
+        A feature is dead when it was inactive for this many tokens.
+    name : str
+        The hook point, for error messages.
+    """
+
+    def __init__(
+        self,
+        sae: SAE,
+        adam: AdamOptions | None = None,
+        *,
+        dead_after_tokens: int = 10_000_000,
+        name: str = "",
+    ) -> None:
+        self.sae, self.name, self.dead_after = sae.train(), name, dead_after_tokens
+        self.adam = adam or AdamOptions()
+        self.steps = 0
+        self.inactive = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)  # tokens since last active
+        self.weights = Weights(sae.W_enc.data, sae.W_dec.data, sae.b_enc.data)
+        self.moments = Moments.zeros_like(self.weights)
+        # m and v of the one-dimensional parameters that sparse_adam_ does not own.
+        small = [sae.b_dec] + ([sae.log_threshold] if sae.cfg.activation == "jumprelu" else [])
+        self.small = [p.data.view(1, -1) for p in small]
+        self.small_moments = [torch.zeros_like(p) for p in self.small for _ in range(2)]
+
+    @property
+    def dead(self) -> Tensor:
+        """Which features are dead now, bool [F]."""
+        return self.inactive >= self.dead_after
+
+    def step(
+        self, x: Tensor, lr: float, *, sparsity: float = 1.0, measure: bool = False
+    ) -> StepResult:
+        """Train on activations x [N, d] as the model gives them.
+
+        `sparsity` multiplies the L1 or L0 coefficient. Raises NonFiniteError, before any weight is
+        changed, when the loss is not finite.
+        """
+        self.steps += 1
+        if self.sae.cfg.activation == "jumprelu":
+            x = self.sae.scaled(x)
+            code, x_hat, figures = self._autograd_step(x, lr, sparsity)
+        else:
+            with torch.no_grad():
+                x = self.sae.scaled(x)
+                code, x_hat, figures = self._fused_step(x, lr, sparsity)
+        self.inactive += len(x)
+        active = code.values.flatten() > 0
+        self.inactive[code.indices.flatten()[active].long()] = 0
+        if not measure:
+            return StepResult(*figures)
+        l0 = active.sum().item() / len(x)
+        dead = self.dead.float().mean().item()
+        return StepResult(*figures, fvu=fvu(x, x_hat).item(), l0=l0, dead_fraction=dead)
+
+    def _fused_step(
+        self, x: Tensor, lr: float, sparsity: float
+    ) -> tuple[Code, Tensor, tuple[float, float, float]]:
+        sae, cfg, N = self.sae, self.sae.cfg, len(x)
+        code = sae.encode_scaled(x)
+        x_hat = sae.decode_scaled(code)
+        error = x_hat - x
+        mse = error.square().sum().item() / N
+        grad = error * (2 / N)
+        centred = x - sae.b_dec
+
+        values, indices, offsets = code.values, code.indices, code.row_offsets
+        sources, grads = centred, grad
+        auxk = penalty = 0.0
+        aux = auxk_code(sae, x, self.dead) if cfg.auxk_features else None
+        if aux is not None:
+            # e_hat - (x - x_hat); AuxK's entries join the code as rows N .. 2N of their own.
+            aux_error = ops.decode(aux.values, aux.indices, sae.W_dec) + error
+            auxk = aux_error.square().sum().item() / N
+            offsets = torch.cat([_offsets(code), _offsets(aux)[1:] + indices.numel()])
+            values = torch.cat([values.flatten(), aux.values.flatten()])
+            indices = torch.cat([indices.flatten(), aux.indices.flatten()])
+            sources = torch.cat([centred, centred])
+            grads = torch.cat([grad, aux_error * (2 * cfg.auxk_coefficient / N)])
+        l1 = sparsity * cfg.l1_coefficient / N if cfg.activation == "relu" else 0.0
+        if l1:
+            norms = sae.W_dec.norm(dim=1)[indices.long()] if cfg.l1_form == "decoder_norm" else 1.0
+            penalty = l1 * (values * norms).sum().item()
+        total = mse + penalty + cfg.auxk_coefficient * auxk
+        self._check(total)
+
+        by_feature = ops.transpose_code(indices, cfg.d_sae, offsets)
+        shared: dict[str, Any] = {"unit_norm": cfg.unit_norm, "l1": l1, "l1_form": cfg.l1_form}
+        data = (values, by_feature, sources, grads)
+        b_dec_grad = grad.sum(0)
+        scale = 1.0
+        if self.adam.clip_norm:
+            squared, through_x = ops.sparse_grad_norm(self.weights, *data, **shared)
+            scale = self._clip_scale(squared + (b_dec_grad + through_x).square().sum().item())
+        adam = self._adam_arguments(lr)
+        through_x = ops.sparse_adam_(
+            self.weights, self.moments, *data, clip_scale=scale, **shared, **adam
+        )
+        b_dec_grad = scale * (b_dec_grad + through_x)
+        ops.adam_(self.small[0], b_dec_grad.view(1, -1), *self.small_moments[:2], **adam)
+        if cfg.activation == "batchtopk":
+            self._update_threshold(code)
+        return code, x_hat, (total, mse, auxk)
+
+    def _autograd_step(
+        self, x: Tensor, lr: float, sparsity: float
+    ) -> tuple[Code, Tensor, tuple[float, float, float]]:
+        sae = self.sae
+        sae.zero_grad(set_to_none=True)
+        terms = loss(sae, x / sae.input_scale if sae.cfg.normalize != "none" else x)
+        total = terms.mse + sparsity * terms.penalty
+        self._check(total.item())
+        total.backward()
+        if sae.cfg.unit_norm:
+            sae.project_decoder_grad_()
+        small = [sae.b_dec, sae.log_threshold]
+        parameters = [sae.W_enc, sae.W_dec, sae.b_enc, *small]
+        squared = sum(p.grad.square().sum().item() for p in parameters)
+        scale = self._clip_scale(squared) if self.adam.clip_norm else 1.0
+        moments = [*self.moments, *self.small_moments]
+        for i, parameter in enumerate(parameters):
+            flat = parameter.data.view(-1, parameter.shape[-1])
+            m, v = (moment.view_as(flat) for moment in moments[2 * i : 2 * i + 2])
+            ops.adam_(
+                flat,
+                (scale * parameter.grad).view_as(flat),
+                m,
+                v,
+                unit_norm=sae.cfg.unit_norm and parameter is sae.W_dec,
+                **self._adam_arguments(lr),
+            )
+        sae.zero_grad(set_to_none=True)
+        code = terms.code._replace(values=terms.code.values.detach())
+        return code, terms.x_hat.detach(), (total.item(), terms.mse.item(), 0.0)
+
+    def _check(self, total: float) -> None:
+        if total != total or total in (float("inf"), float("-inf")):
+            raise NonFiniteError(
+                f"{self.name or 'SAE'}: the loss is {total} at step {self.steps}; no weight was"
+                " changed. A lower lr, clip_norm or normalize='expected_norm' may help."
+            )
+
+    def _clip_scale(self, squared_norm: float) -> float:
+        return min(1.0, self.adam.clip_norm / (squared_norm**0.5 + 1e-6))
+
+    def _adam_arguments(self, lr: float) -> dict[str, Any]:
+        a = self.adam
+        return {"step": self.steps, "lr": lr, "beta1": a.beta1, "beta2": a.beta2, "eps": a.eps}
+
+    def _update_threshold(self, code: Code) -> None:
+        # Bussmann et al. 2024, eq. 8: the mean of the batches' smallest positive activations.
+        if code.values.numel():
+            least, known = code.values.min(), self.sae.threshold
+            mixed = _THRESHOLD_DECAY * known + (1 - _THRESHOLD_DECAY) * least
+            known.copy_(torch.where(known.isnan(), least, mixed))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on."""
+        state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        state |= {f"adam.{name}": t for name, t in self.moments._asdict().items()}
+        state |= {f"adam.small.{i}": tensor for i, tensor in enumerate(self.small_moments)}
+        return state | {"inactive": self.inactive, "steps": torch.tensor(self.steps)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore `state_dict`; KeyError or RuntimeError when it is not this SAE's."""
+        mine = self.state_dict()
+        if mine.keys() != state.keys():
+            raise KeyError(f"missing or unexpected tensors {sorted(mine.keys() ^ state.keys())}")
+        for name, tensor in mine.items():
+            tensor.copy_(state[name])
+        self.steps = int(state["steps"])
+
+
+def _offsets(code: Code) -> Tensor:
+    if code.row_offsets is not None:
+        return code.row_offsets
+    n, k = code.values.shape
+    return torch.arange(n + 1) * k
+
+
