@@ -32,7 +32,7 @@ constexpr int NR = 2 * kLanes;
 constexpr std::int64_t kGroupColumns = 256;         // columns of one tile (a multiple of NR)
 constexpr std::int64_t kPackedBytes = 8 << 20;      // packed weights of one superblock
 constexpr std::int64_t kRowBlockBytes = 256 << 10;  // packed x of one block of rows
-constexpr std::int64_t kDepth = 1024;               // depth of one pass over the accumulators
+constexpr std::int64_t kDepth = 256;  // multiply steps summed in registers: short sums round less
 
 inline std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;

@@ -1,0 +1,85 @@
+"""Fixtures for all tests: one thread, poisoned empty tensors, the shared data, a tiny model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_threads_and_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_empty(monkeypatch):
+    """torch.empty of floats is full of NaN: whatever a kernel forgets to write shows."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor.fill_(-1)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def shared_text() -> Path:
+    """Real text that tests may read but the package does not ship."""
+    path = SHARED / "wikitext2-valid.txt"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent: this test reads real text from there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer with 300 tokens."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<end>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["the king and the queen of the realm"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", bos_token="<end>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A random GPT-NeoX with three layers, on disk with its tokenizer."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("model")
+    GPTNeoXForCausalLM(config).save_pretrained(path)
+    tiny_tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    """60 kB of made-up text in lines, the same every time."""
+    words = "the king queen realm crown sword night speaks to of and in a my thy love death".split()
+    generator = torch.Generator().manual_seed(1)
+    order = torch.randint(len(words), (13000,), generator=generator).tolist()
+    lines = [" ".join(words[i] for i in order[s : s + 10]) for s in range(0, len(order), 10)]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path

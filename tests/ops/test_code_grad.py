@@ -1,0 +1,38 @@
+"""code_grad: one dot product an entry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.cases import as_csr, assert_accurate, dtypes, isas, running, shapes, topk_code
+from trustbench import ops
+from trustbench.errors import InputError
+from trustbench.ops.spec import Shape
+
+
+@isas
+@shapes
+@dtypes
+@pytest.mark.parametrize("layout", ["topk", "csr"])
+def test_matches_the_definition(isa, shape, dtype, layout):
+    values, indices = topk_code(shape, dtype)
+    W, grad = torch.randn(shape.F, shape.d).to(dtype), torch.randn(shape.N, shape.d).to(dtype)
+    offsets = None
+    if layout == "csr":
+        offsets, indices, _ = as_csr(values, indices)
+    with ops.use("reference"):
+        plain = ops.code_grad(grad, indices, W, offsets)
+        exact = ops.code_grad(grad.double(), indices, W.double(), offsets)
+    with running(isa, threads=2):
+        assert_accurate(ops.code_grad(grad, indices, W, offsets), plain, exact)
+
+
+def test_opcheck_and_bad_input():
+    _, indices = topk_code(Shape(37, 130, 515, 9), torch.float32)
+    W, grad = torch.randn(515, 130), torch.randn(37, 130)
+    torch.library.opcheck(torch.ops.trustbench.code_grad.default, (grad, indices, W, None))
+    with pytest.raises(InputError, match=r"grad.shape=\[37, 130\]: expected \[\*, 7\]"):
+        ops.code_grad(grad, indices, W[:, :7])
+    with pytest.raises(InputError, match=r"indices.shape=\[37, 9\]: expected \[36, \*\]"):
+        ops.code_grad(grad[:36], indices, W)

@@ -1,0 +1,93 @@
+"""encode_relu: every pre-activation above its threshold, as CSR."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.cases import assert_accurate, dtypes, encoder_inputs, isas, running, shapes
+from trustbench import ops
+from trustbench.errors import InputError
+from trustbench.ops.codes import entry_rows
+from trustbench.ops.registration import pre_activations
+from trustbench.ops.spec import Shape
+
+ODD = Shape(37, 130, 515, 9)
+
+
+@isas
+@shapes
+@dtypes
+@pytest.mark.parametrize("with_threshold", [False, True])
+def test_keeps_exactly_what_is_above(isa, shape, dtype, with_threshold):
+    x, W, b = encoder_inputs(shape, dtype)
+    threshold = torch.rand(shape.F) if with_threshold else None
+    with running(isa):
+        code = ops.encode_relu(x, W, b, threshold)
+    plain = pre_activations(x, W, b, None)
+    exact = x.double() @ W.double().T + b.double()
+    floor = torch.zeros(shape.F) if threshold is None else threshold
+    dense = torch.zeros(shape.N, shape.F, dtype=torch.bool)
+    rows = entry_rows(code.indices, code.row_offsets)
+    dense[rows, code.indices.long()] = True
+    # Membership may differ only within the rounding of the pre-activation.
+    near = (exact - floor).abs() < 1e-5 * (1 + shape.d**0.5)
+    assert (near | (dense == (exact > floor))).all()
+    assert code.row_offsets[0] == 0 and code.row_offsets[-1] == len(code.indices)
+    assert ((code.indices[1:] > code.indices[:-1]) | (rows[1:] > rows[:-1])).all()
+    at = (rows, code.indices.long())
+    assert_accurate(code.values, plain[at].to(dtype), exact[at])
+
+
+@isas
+def test_same_bits_on_any_number_of_threads(isa):
+    x, W, b = encoder_inputs(Shape(301, 65, 2000, 32), torch.float32)
+    with running(isa, threads=1):
+        one = ops.encode_relu(x, W, b)
+    with running(isa, threads=3):
+        many = ops.encode_relu(x, W, b)
+    assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+@isas
+def test_nan_is_kept(isa):
+    x, W, b = encoder_inputs(ODD, torch.float32)
+    x[3, 5] = float("nan")
+    with running(isa):
+        code = ops.encode_relu(x, W, b)
+    row = code.values[code.row_offsets[3] : code.row_offsets[4]]
+    assert len(row) == 515 and row.isnan().all()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_gradients(implementation):
+    x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, torch.float32))
+    with ops.use(implementation):
+        code = ops.encode_relu(x, W, b)
+        found = torch.autograd.grad(code.values.square().sum(), (x, W, b))
+    expected = torch.autograd.grad((x @ W.T + b).relu().square().sum(), (x, W, b))
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+def test_gradcheck_in_fp64():
+    x, W, b = (t.double().requires_grad_() for t in encoder_inputs(Shape(4, 5, 12, 3), torch.float32))
+    torch.autograd.gradcheck(lambda *a: ops.encode_relu(*a).values, (x, W, b))
+
+
+def test_opcheck_and_compile():
+    x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, torch.float32))
+    torch.library.opcheck(
+        torch.ops.trustbench.encode_relu.default,
+        (x, W, b, None, None),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+    compiled = torch.compile(lambda *a: ops.encode_relu(*a).values.square(), fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x, W, b), ops.encode_relu(x, W, b).values.square())
+
+
+def test_bad_threshold_is_named():
+    x, W, b = encoder_inputs(ODD, torch.float32)
+    with pytest.raises(InputError, match=r"threshold.shape=\[3\]: expected \[515\]"):
+        ops.encode_relu(x, W, b, torch.zeros(3))

@@ -1,0 +1,162 @@
+"""encode_topk: exact selection, ties to the lower index, on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.cases import ISAS, assert_accurate, dtypes, encoder_inputs, isas, running, shapes
+from trustbench import ops
+from trustbench.errors import InputError
+from trustbench.ops.registration import pre_activations
+from trustbench.ops.spec import Shape
+
+ODD = Shape(37, 130, 515, 9)
+
+
+def check_selection(code, x, W, b, k, matmul_dtype):
+    """Values are the k largest; an index may differ only within the rounding of the values."""
+    plain = pre_activations(x, W, b, matmul_dtype)
+    x, W = (t.to(matmul_dtype or t.dtype) for t in (x, W))
+    exact = x.double() @ W.double().T + b.double()
+    top = exact.sort(dim=1, descending=True, stable=True).values[:, :k].relu()
+    plain_top = plain.sort(dim=1, descending=True, stable=True).values[:, :k].relu()
+    assert code.indices.dtype == torch.int32
+    assert_accurate(code.values, plain_top.to(code.values.dtype), top)
+    at = exact.gather(1, code.indices.long()).relu()
+    eps = torch.finfo(code.values.dtype).eps
+    scale = max(exact.abs().max().item(), 1.0) if exact.numel() else 1.0
+    slack = 4 * eps * scale + 2 * (plain.double() - exact).abs().max().item() if at.numel() else 0
+    assert ((at - top).abs() <= slack).all()
+    for row in code.indices.tolist():
+        assert len(set(row)) == k
+    assert (code.values[:, :-1] >= code.values[:, 1:]).all()
+
+
+@isas
+@shapes
+@dtypes
+def test_selects_the_k_largest(isa, shape, dtype):
+    x, W, b = encoder_inputs(shape, dtype)
+    with running(isa):
+        code = ops.encode_topk(x, W, b, shape.k)
+    check_selection(code, x, W, b, shape.k, None)
+
+
+@isas
+@shapes
+def test_bf16_matmul_of_fp32_tensors(isa, shape):
+    x, W, b = encoder_inputs(shape, torch.float32)
+    with running(isa):
+        code = ops.encode_topk(x, W, b, shape.k, matmul_dtype=torch.bfloat16)
+    check_selection(code, x, W, b, shape.k, torch.bfloat16)
+
+
+@isas
+@pytest.mark.parametrize("k", [1, 3, 50, 515])
+def test_ties_go_to_the_lower_index(isa, k):
+    # Small integers: every product and sum is exact, and most pre-activations have equals.
+    x = torch.randint(-2, 3, (37, 130)).float()
+    W = torch.randint(-1, 2, (515, 130)).float() * (torch.rand(515, 130) > 0.9)
+    b = torch.randint(-1, 2, (515,)).float()
+    with ops.use("reference"):
+        expected = ops.encode_topk(x, W, b, k)
+    with running(isa):
+        code = ops.encode_topk(x, W, b, k)
+        rounded = ops.encode_topk(x, W, b, k, matmul_dtype=torch.bfloat16)
+    for found in (code, rounded):
+        assert torch.equal(found.values, expected.values)
+        assert torch.equal(found.indices, expected.indices)
+
+
+@isas
+def test_nan_is_largest_and_inf_is_a_number(isa):
+    x, W, b = encoder_inputs(ODD, torch.float32)
+    x[3, 5], x[4, 5] = float("nan"), float("inf")
+    b[7], b[9] = float("inf"), float("-inf")
+    with ops.use("reference"):
+        expected = ops.encode_topk(x, W, b, 9)
+    with running(isa):
+        code = ops.encode_topk(x, W, b, 9)
+    assert torch.equal(code.indices[3], torch.arange(9, dtype=torch.int32))
+    assert torch.isnan(code.values[3]).all()
+    # Row 4: inf times weights of either sign, and inf - inf.
+    torch.testing.assert_close(code.values, expected.values, equal_nan=True)
+    assert torch.equal(code.indices[4], expected.indices[4])
+
+
+@isas
+def test_all_pre_activations_negative_give_zeros_with_true_indices(isa):
+    x, W, b = encoder_inputs(ODD, torch.float32)
+    with ops.use("reference"):
+        expected = ops.encode_topk(x, W, b - 100, 9)
+    with running(isa):
+        code = ops.encode_topk(x, W, b - 100, 9)
+    assert (code.values == 0).all()
+    assert (code.indices == expected.indices).float().mean() > 0.99
+
+
+@isas
+def test_same_bits_on_any_number_of_threads(isa):
+    x, W, b = encoder_inputs(Shape(301, 65, 2000, 32), torch.float32)
+    with running(isa, threads=1):
+        one = ops.encode_topk(x, W, b, 32)
+    for threads in (2, 5):
+        with running(isa, threads=threads):
+            many = ops.encode_topk(x, W, b, 32)
+        assert torch.equal(one.values, many.values) and torch.equal(one.indices, many.indices)
+
+
+def test_more_features_than_one_superblock_and_a_deep_matmul():
+    x, W, b = encoder_inputs(Shape(5, 2100, 1200, 8), torch.float32)
+    with running(ISAS[0]):
+        code = ops.encode_topk(x, W, b, 8)
+    check_selection(code, x, W, b, 8, None)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_gradients_follow_the_kept_entries(implementation):
+    x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, torch.float32))
+    weight = torch.randn(37, 9)
+    with ops.use(implementation):
+        code = ops.encode_topk(x, W, b, 9)
+        found = torch.autograd.grad((code.values * weight).sum(), (x, W, b))
+    pre = x @ W.T + b
+    picked = pre.gather(1, code.indices.long()).relu()
+    expected = torch.autograd.grad((picked * weight).sum(), (x, W, b))
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+
+
+def test_gradcheck_in_fp64():
+    x, W, b = (t.double().requires_grad_() for t in encoder_inputs(Shape(4, 5, 12, 3), torch.float32))
+    torch.autograd.gradcheck(lambda *a: ops.encode_topk(*a, 3).values, (x, W, b))
+
+
+def test_opcheck_and_compile():
+    x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, torch.float32))
+    torch.library.opcheck(torch.ops.trustbench.encode_topk.default, (x, W, b, 9, None))
+    compiled = torch.compile(lambda *a: ops.encode_topk(*a, 9).values.sum(), fullgraph=True)
+    expected = torch.autograd.grad(ops.encode_topk(x, W, b, 9).values.sum(), (x, W, b))
+    for a, e in zip(torch.autograd.grad(compiled(x, W, b), (x, W, b)), expected, strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 0}, r"k=0: expected an integer in \[1, d_sae=515\]"),
+        ({"k": 516}, r"k=516: expected an integer in \[1, d_sae=515\]"),
+        ({"x": torch.zeros(3, 7)}, r"W_enc.shape=\[515, 130\]: expected \[\*, 7\]"),
+        ({"x": torch.zeros(3)}, r"x.shape=\[3\]: expected \[\*, \*\]"),
+        ({"x": torch.zeros(3, 130).half()}, "x.dtype=torch.float16"),
+        ({"W_enc": torch.zeros(515, 130).bfloat16()}, "W_enc.dtype=torch.bfloat16"),
+        ({"b_enc": torch.zeros(4)}, r"b_enc.shape=\[4\]: expected \[515\]"),
+        ({"matmul_dtype": torch.float16}, "matmul_dtype=torch.float16"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    x, W, b = encoder_inputs(ODD, torch.float32)
+    arguments = {"x": x, "W_enc": W, "b_enc": b, "k": 9} | change
+    with pytest.raises(InputError, match=message):
+        ops.encode_topk(**arguments)
