@@ -12,31 +12,33 @@ namespace tb {
 namespace TB_ISA {
 namespace {
 
+using BatchEntry = Candidate<std::int64_t>;
+
 struct BatchTopK {
     const Encoder& e;
     std::int64_t total, capacity;
     BatchEntry* entries;                 // [threads, capacity]
     std::int64_t* count;                 // [threads]
-    std::atomic<std::uint32_t>* floor;   // ordered bits; entries below it cannot be kept
+    std::atomic<std::int32_t>* floor;    // ordered key; entries below it cannot be kept
 
     void prune(int thread) {
         BatchEntry* list = entries + thread * capacity;
         std::nth_element(list, list + (total - 1), list + count[thread]);
         count[thread] = total;
-        const std::uint32_t candidate = list[total - 1].bits;
-        std::uint32_t known = floor->load(std::memory_order_relaxed);
+        const std::int32_t candidate = list[total - 1].key;
+        std::int32_t known = floor->load(std::memory_order_relaxed);
         while (candidate > known && !floor->compare_exchange_weak(known, candidate)) {}
     }
 
     void tile(int thread, std::int64_t row0, std::int64_t rows, std::int64_t col0, std::int64_t cols,
               const float* pre, std::int64_t stride) {
-        const std::uint32_t zero = ordered_bits(0.0f);
+        const std::int32_t zero = ordered(0.0f);
         for (std::int64_t r = 0; r < rows; ++r) {
             if (count[thread] + cols > capacity) prune(thread);
             // Columns do not arrive in flat order over the batch, so equal to the floor still counts.
-            const std::uint32_t least = std::max(floor->load(std::memory_order_relaxed), zero + 1);
+            const std::int32_t least = std::max(floor->load(std::memory_order_relaxed), zero + 1);
             // The largest float below `least`: a cheap vector test that lets equals through.
-            const Vec below = broadcast(from_ordered_bits(least - 1));
+            const Vec below = broadcast(from_ordered(least - 1));
             const float* values = pre + r * stride;
             BatchEntry* list = entries + thread * capacity;
             const std::int64_t flat = (row0 + r) * e.F + col0;
@@ -49,19 +51,19 @@ struct BatchTopK {
                 store(lanes, value);
                 for (; mask; mask &= mask - 1) {
                     const int lane = __builtin_ctz(mask);
-                    list[count[thread]++] = {ordered_bits(lanes[lane]), flat + c + lane};
+                    list[count[thread]++] = {ordered(lanes[lane]), flat + c + lane};
                 }
             }
             for (; c < cols; ++c) {
-                const std::uint32_t bits = ordered_bits(values[c] + e.b[col0 + c]);
-                if (bits >= least) list[count[thread]++] = {bits, flat + c};
+                const std::int32_t key = ordered(values[c] + e.b[col0 + c]);
+                if (key >= least) list[count[thread]++] = {key, flat + c};
             }
         }
     }
 };
 
 struct ByPosition {
-    bool operator()(const BatchEntry& a, const BatchEntry& b) const { return a.flat < b.flat; }
+    bool operator()(const BatchEntry& a, const BatchEntry& b) const { return a.position < b.position; }
 };
 
 }  // namespace
@@ -70,7 +72,7 @@ CsrResult encode_batchtopk(const Encoder& e, std::int64_t total) {
     const std::int64_t capacity = 2 * total + 2 * kGroupColumns;
     const Scratch entries(e.threads * capacity * static_cast<std::int64_t>(sizeof(BatchEntry)));
     const Scratch count(e.threads * 8);
-    std::atomic<std::uint32_t> floor{0};
+    std::atomic<std::int32_t> floor{std::numeric_limits<std::int32_t>::min()};
     BatchTopK select{e, total, capacity, entries.as<BatchEntry>(), count.as<std::int64_t>(), &floor};
     std::fill(select.count, select.count + e.threads, std::int64_t{0});
     if (total > 0) encode(e, select);
@@ -95,9 +97,9 @@ CsrResult encode_batchtopk(const Encoder& e, std::int64_t total) {
     out.indices.reset(new std::int32_t[nnz]);
     out.values.reset(new float[nnz]);
     for (std::int64_t i = 0; i < nnz; ++i) {
-        out.row_offsets[kept[i].flat / e.F + 1] += 1;
-        out.indices[i] = static_cast<std::int32_t>(kept[i].flat % e.F);
-        out.values[i] = from_ordered_bits(kept[i].bits);
+        out.row_offsets[kept[i].position / e.F + 1] += 1;
+        out.indices[i] = static_cast<std::int32_t>(kept[i].position % e.F);
+        out.values[i] = from_ordered(kept[i].key);
     }
     for (std::int64_t n = 0; n < e.N; ++n) out.row_offsets[n + 1] += out.row_offsets[n];
     return out;

@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -18,11 +19,14 @@ struct Job {
     void* context;
     std::int64_t chunks;
     std::atomic<std::int64_t> next{0};
+    std::atomic<int> joined{0};
     std::atomic<bool> failed{false};
     std::exception_ptr error;
     std::mutex error_mutex;
 
-    void run(int thread) {
+    // Called once by every thread that takes part.
+    void run() {
+        const int thread = joined.fetch_add(1, std::memory_order_relaxed);
         for (;;) {
             const std::int64_t chunk = next.fetch_add(1, std::memory_order_relaxed);
             if (chunk >= chunks || failed.load(std::memory_order_relaxed)) return;
@@ -63,7 +67,7 @@ class Pool {
             ++generation_;
         }
         wake_.notify_all();
-        job.run(0);
+        job.run();
         std::unique_lock<std::mutex> lock(mutex_);
         done_.wait(lock, [this] { return running_ == 0; });
         job_ = nullptr;
@@ -81,7 +85,7 @@ class Pool {
                 if (index >= helpers_) continue;
                 job = job_;
             }
-            job->run(index + 1);
+            job->run();
             const std::lock_guard<std::mutex> lock(mutex_);
             if (--running_ == 0) done_.notify_one();
         }
@@ -110,6 +114,19 @@ Pool& pool() {
     return *current;
 }
 
+// torch brings an OpenMP runtime whose threads keep spinning for a while after each of its ops. A
+// second pool would fight them for the cores, so the kernels join that runtime when it is there:
+// GOMP_parallel is the stable entry point of GNU's and of LLVM's and Intel's runtimes. OpenMP does not
+// survive fork(), so a forked child uses the pool above.
+using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+OpenMpParallel openmp() {
+    static const OpenMpParallel found =
+        reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    static const pid_t owner = getpid();
+    return owner == getpid() ? found : nullptr;
+}
+
 }  // namespace
 
 void parallel_for_raw(std::int64_t chunks, int threads, ChunkFunction fn, void* context) {
@@ -117,7 +134,9 @@ void parallel_for_raw(std::int64_t chunks, int threads, ChunkFunction fn, void* 
     Job job{fn, context, chunks};
     if (threads > chunks) threads = static_cast<int>(chunks);
     if (threads <= 1) {
-        job.run(0);
+        job.run();
+    } else if (const OpenMpParallel run = openmp()) {
+        run([](void* shared) { static_cast<Job*>(shared)->run(); }, &job, static_cast<unsigned>(threads), 0);
     } else {
         pool().run(job, threads);
     }

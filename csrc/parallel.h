@@ -1,4 +1,4 @@
-// A small thread pool. Work is cut into chunks whose number does not depend on the number of
+// Parallel loops. Work is cut into chunks whose number does not depend on the number of
 // threads, so that results do not either.
 #pragma once
 #include <cstdint>

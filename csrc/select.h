@@ -9,44 +9,31 @@
 namespace tb {
 namespace TB_ISA {
 
-// Order-preserving map of floats to unsigned integers (-0 equals +0, NaN is the largest).
-inline std::uint32_t ordered_bits(float value) {
-    if (value != value) return 0xffffffffu;
+// Order-preserving map of floats to integers (-0 equals +0, NaN is the largest).
+inline std::int32_t ordered(float value) {
+    if (value != value) return std::numeric_limits<std::int32_t>::max();
     value += 0.0f;
-    std::uint32_t bits;
+    std::int32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-inline float from_ordered_bits(std::uint32_t key) {
-    if (key == 0xffffffffu) return std::numeric_limits<float>::quiet_NaN();
-    const std::uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+inline float from_ordered(std::int32_t key) {
+    if (key == std::numeric_limits<std::int32_t>::max()) return std::numeric_limits<float>::quiet_NaN();
+    const std::int32_t bits = key ^ ((key >> 31) & 0x7fffffff);
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-// One pre-activation of a row as a single integer: larger is better, ties to the lower column.
-struct RowEntry {
-    std::uint64_t key;
+// A candidate: its ordered value, and its column in a row or its place row * F + column in a batch.
+template <class Position>
+struct Candidate {
+    std::int32_t key;
+    Position position;
 
-    RowEntry() = default;
-    RowEntry(float value, std::uint32_t column)
-        : key(static_cast<std::uint64_t>(ordered_bits(value)) << 32 | (0xffffffffu - column)) {}
-    float value() const { return from_ordered_bits(static_cast<std::uint32_t>(key >> 32)); }
-    std::int32_t column() const {
-        return static_cast<std::int32_t>(0xffffffffu - static_cast<std::uint32_t>(key));
-    }
-    bool operator<(const RowEntry& other) const { return key > other.key; }  // best first
-};
-
-// One positive pre-activation of a batch; `flat` is row * F + column.
-struct BatchEntry {
-    std::uint32_t bits;
-    std::int64_t flat;
-
-    bool operator<(const BatchEntry& other) const {  // best first
-        return bits != other.bits ? bits > other.bits : flat < other.flat;
+    bool operator<(const Candidate& other) const {  // best first
+        return key != other.key ? key > other.key : position < other.position;
     }
 };
 
