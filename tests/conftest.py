@@ -76,7 +76,25 @@ def tiny_model_dir(tmp_path_factory, tiny_tokenizer) -> Path:
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory) -> Path:
     """60 kB of made-up text in lines, the same every time."""
-    words = "the king queen realm crown sword night speaks to of and in a my thy love death".split()
+    words = [
+        "the",
+        "king",
+        "queen",
+        "realm",
+        "crown",
+        "sword",
+        "night",
+        "speaks",
+        "to",
+        "of",
+        "and",
+        "in",
+        "a",
+        "my",
+        "thy",
+        "love",
+        "death",
+    ]
     generator = torch.Generator().manual_seed(1)
     order = torch.randint(len(words), (13000,), generator=generator).tolist()
     lines = [" ".join(words[i] for i in order[s : s + 10]) for s in range(0, len(order), 10)]

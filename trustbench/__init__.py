@@ -1,7 +1,7 @@
 """trustbench: fast sparse autoencoders on every layer of a language model.
 
-    import trustbench as tb
-    tb.train(tb.TrainConfig(model=..., data=..., out=..., tokens=..., sae=tb.SAEConfig(d_sae=32768)))
+import trustbench as tb
+tb.train(tb.TrainConfig(model=..., data=..., out=..., tokens=..., sae=tb.SAEConfig(d_sae=32768)))
 """
 
 from importlib import import_module

@@ -71,7 +71,7 @@ def _parser() -> ArgumentParser:
         exit_on_error=False,
         description="Train SAEs on all chosen layers of a model together. The same command"
         " continues a run that was stopped. Example: trustbench train --model EleutherAI/pythia-70m"
-        " --data corpus.jsonl --out runs/pythia --tokens 10000000 --sae.d_sae 8192 --sae.k 32"
+        " --data corpus.jsonl --out runs/pythia --tokens 10000000 --sae.d_sae 8192 --sae.k 32",
     )
     train.add_argument("--config", action="config", help="a YAML or JSON file of the fields below")
     train.add_class_arguments(TrainConfig, help="the run")
@@ -81,7 +81,7 @@ def _parser() -> ArgumentParser:
         exit_on_error=False,
         description="Evaluate the SAEs of a run on the held-out part of its text (or on other"
         " text): fvu, L0, dead and dense features, and the model's cross-entropy with each layer"
-        " replaced. Writes eval.json into the run directory."
+        " replaced. Writes eval.json into the run directory.",
     )
     evaluate.add_argument("run", help="the run directory (out of trustbench train)")
     evaluate.add_argument("--data", default="", help="other text to evaluate on, all of it")
@@ -95,7 +95,7 @@ def _parser() -> ArgumentParser:
     demo = ArgumentParser(
         exit_on_error=False,
         description="Train SAEs on all six layers of the built-in model, on the built-in text,"
-        " offline, evaluate them and write report.html. A few minutes on 2 cores."
+        " offline, evaluate them and write report.html. A few minutes on 2 cores.",
     )
     demo.add_argument("--out", default="demo-run", help="directory for the run and its report")
     demo.add_argument("--tokens", type=int, default=0, help="tokens to train on; 0: the default")

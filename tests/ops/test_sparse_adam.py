@@ -37,12 +37,14 @@ def test_equals_the_reference(isa, shape, unit_norm, l1, l1_form):
             norm, through_x = ops.sparse_grad_norm(mine, values, code, x, grad, **shared)
             for step in (1, 2):
                 db_dec = ops.sparse_adam_(
-                    mine, moments, values, code, x, grad,
+                    mine, values, code, x, grad, moments,
                     step=step, lr=1e-2, eps=1e-3, clip_scale=0.5, **shared,
                 )  # fmt: skip
         results.append((*mine, *moments, torch.tensor(norm), through_x, db_dec))
     for a, e in zip(*results, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-4 * max(1.0, float(e.abs().max())) if e.numel() else 0)
+        torch.testing.assert_close(
+            a, e, rtol=1e-3, atol=1e-4 * max(1.0, float(e.abs().max())) if e.numel() else 0
+        )
 
 
 def test_definition_is_the_gradient_of_the_loss():
@@ -84,7 +86,7 @@ def test_same_bits_on_any_number_of_threads():
         mine = Weights(*(w.clone() for w in weights))
         moments = Moments.zeros_like(mine)
         with running(ISAS[0], threads):
-            db = ops.sparse_adam_(mine, moments, values, code, x, grad, step=1, lr=1e-2)
+            db = ops.sparse_adam_(mine, values, code, x, grad, moments, step=1, lr=1e-2)
         results.append((*mine, *moments, db))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -94,10 +96,10 @@ def test_bad_input_is_named():
     weights, values, code, x, grad = make(SHAPES[1])
     moments = Moments.zeros_like(weights)
     with pytest.raises(InputError, match="step=0"):
-        ops.sparse_adam_(weights, moments, values, code, x, grad, step=0, lr=1e-2)
-    with pytest.raises(InputError, match="grad.shape"):
-        ops.sparse_adam_(weights, moments, values, code, x, grad[:3], step=1, lr=1e-2)
-    with pytest.raises(InputError, match="x.dtype=torch.bfloat16"):
-        ops.sparse_adam_(weights, moments, values, code, x.bfloat16(), grad, step=1, lr=1e-2)
+        ops.sparse_adam_(weights, values, code, x, grad, moments, step=0, lr=1e-2)
+    with pytest.raises(InputError, match=r"grad\.shape"):
+        ops.sparse_adam_(weights, values, code, x, grad[:3], moments, step=1, lr=1e-2)
+    with pytest.raises(InputError, match=r"x\.dtype=torch\.bfloat16"):
+        ops.sparse_adam_(weights, values, code, x.bfloat16(), grad, moments, step=1, lr=1e-2)
     with pytest.raises(InputError, match="l1_form='max'"):
-        ops.sparse_adam_(weights, moments, values, code, x, grad, step=1, lr=1e-2, l1_form="max")
+        ops.sparse_adam_(weights, values, code, x, grad, moments, step=1, lr=1e-2, l1_form="max")

@@ -70,7 +70,9 @@ def all_hook_points(model: Any) -> list[HookPoint]:
     return found
 
 
-def resolve_hook_points(model: Any, layers: Layers = "all", site: Site = "resid_post") -> list[HookPoint]:
+def resolve_hook_points(
+    model: Any, layers: Layers = "all", site: Site = "resid_post"
+) -> list[HookPoint]:
     """The hook points that a user means.
 
     Parameters

@@ -171,9 +171,7 @@ def _layer(sae: SAE, sums: _Sums, n: int, original: float, splice: _Splicer) -> 
     with_mean = splice(lambda x: mean.to(x.dtype).expand_as(x))
     density = sums.firing.double() / n
     log_density = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
-    histogram = torch.histogram(
-        log_density, torch.tensor(DENSITY_EDGES, dtype=torch.float64)
-    ).hist
+    histogram = torch.histogram(log_density, torch.tensor(DENSITY_EDGES, dtype=torch.float64)).hist
     return LayerEval(
         fvu=sums.error / variance if variance > 0 else math.nan,
         l0=sums.active / n,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ def _cpu(
     unit_norm: bool,
 ) -> None:
     if dispatch.implementation("adam", param) == "reference":
-        options = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+        options: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
         adam_reference_(param, grad, m, v, unit_norm=unit_norm, **options)
         return
     grad = grad.contiguous()

@@ -51,9 +51,7 @@ def decode(
     return _decode(values, indices, W_dec, row_offsets)
 
 
-def reference(
-    values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None
-) -> Tensor:
+def reference(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
     wide = torch.float64 if W_dec.dtype == torch.float64 else torch.float32
     rows = entry_rows(indices, row_offsets)
     tokens = len(indices) if row_offsets is None else len(row_offsets) - 1

@@ -53,9 +53,7 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtyp
         )
 
 
-def check_encoder(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, matmul_dtype: torch.dtype | None
-) -> None:
+def check_encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, matmul_dtype: torch.dtype | None) -> None:
     """The arguments that all encoders share."""
     check_tensor("x", x, (None, None), *FLOATS)
     check_tensor("W_enc", W_enc, (None, x.shape[1]), x.dtype)
@@ -75,9 +73,7 @@ def check_code(indices: Tensor, row_offsets: Tensor | None, *, tokens: int | Non
         )
 
 
-def operands(
-    x: Tensor, W_enc: Tensor, matmul_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor]:
+def operands(x: Tensor, W_enc: Tensor, matmul_dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """x and W as the reference multiplies them: rounded to `matmul_dtype`, summed in fp32 or fp64."""
     if matmul_dtype == torch.bfloat16:
         x, W_enc = x.to(torch.bfloat16), W_enc.to(torch.bfloat16)

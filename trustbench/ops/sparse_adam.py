@@ -15,7 +15,7 @@ Monosemanticity, appendix "Advice for training sparse autoencoders").
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,11 +54,11 @@ class Moments(NamedTuple):
 
 def sparse_adam_(
     weights: Weights,
-    moments: Moments,
     values: Tensor,
     code: FeatureCode,
     x: Tensor,
     grad: Tensor,
+    moments: Moments,
     *,
     step: int,
     lr: float,
@@ -74,14 +74,16 @@ def sparse_adam_(
 
     Parameters
     ----------
-    weights, moments
-        Updated in place; fp32.
+    weights : Weights
+        Updated in place.
     values : Tensor, fp32, [N, k] or [nnz]
         The code's values, in the order that `code.positions` indexes. Entries <= 0 count for nothing.
     code : FeatureCode
         The code grouped by feature (`transpose_code`).
     x, grad : Tensor, fp32, [N, d]
         Encoder input (after b_dec was subtracted) and dL/dx_hat.
+    moments : Moments
+        Updated in place.
     step : int
         1 for the first update (Adam's bias correction).
     l1 : float
@@ -102,7 +104,7 @@ def sparse_adam_(
     if dispatch.implementation("sparse_adam", x) == "reference":
         dW_enc, dW_dec, db_enc = _gradients(*arguments, unit_norm)
         contribution = -(db_enc @ weights.W_enc)
-        options = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+        options: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
         m = moments
         adam_reference_(weights.W_enc, clip_scale * dW_enc, m.m_W_enc, m.v_W_enc, **options)
         adam_reference_(weights.b_enc, clip_scale * db_enc, m.m_b_enc, m.v_b_enc, **options)
@@ -215,7 +217,10 @@ def _check(
         if tuple(tensor.shape) != shape:
             raise bad(f"{name}.shape", tuple(tensor.shape), f"{shape}")
     for name, tensor in (("W_enc", weights.W_enc), ("x", x), ("grad", grad), ("values", values)):
-        if tensor.dtype != weights.W_dec.dtype or tensor.dtype not in (torch.float32, torch.float64):
+        if tensor.dtype != weights.W_dec.dtype or tensor.dtype not in (
+            torch.float32,
+            torch.float64,
+        ):
             raise bad(f"{name}.dtype", tensor.dtype, "torch.float32, like the other tensors")
 
 

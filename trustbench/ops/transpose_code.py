@@ -12,9 +12,7 @@ from trustbench.ops.registration import address, check_code, register
 from trustbench.ops.spec import OpSpec
 
 
-def transpose_code(
-    indices: Tensor, d_sae: int, row_offsets: Tensor | None = None
-) -> FeatureCode:
+def transpose_code(indices: Tensor, d_sae: int, row_offsets: Tensor | None = None) -> FeatureCode:
     """Group a code's entries by feature, tokens ascending: what feature-stationary passes walk.
 
     Deterministic: a stable counting sort.
@@ -52,9 +50,7 @@ def reference(
     return offsets, rows.to(torch.int32), positions.to(torch.int32)
 
 
-def _cpu(
-    indices: Tensor, d_sae: int, row_offsets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _cpu(indices: Tensor, d_sae: int, row_offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     if dispatch.implementation("transpose_code", indices) == "reference":
         return reference(indices, d_sae, row_offsets)
     indices = indices.contiguous()
@@ -70,9 +66,7 @@ def _cpu(
     return offsets, rows, positions
 
 
-def _fake(
-    indices: Tensor, d_sae: int, row_offsets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(indices: Tensor, d_sae: int, row_offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     entries = indices.numel()
     return (
         indices.new_empty(d_sae + 1, dtype=torch.int64),
@@ -82,8 +76,7 @@ def _fake(
 
 
 _transpose_code = register(
-    "transpose_code(Tensor indices, int d_sae, Tensor? row_offsets)"
-    " -> (Tensor, Tensor, Tensor)",
+    "transpose_code(Tensor indices, int d_sae, Tensor? row_offsets) -> (Tensor, Tensor, Tensor)",
     _cpu,
     _fake,
 )

@@ -97,9 +97,7 @@ def _jumprelu(sae: SAE, x: Tensor) -> tuple[Code, Tensor]:
     cfg = sae.cfg
     theta = sae.log_threshold.exp()
     low = (theta - cfg.bandwidth / 2).detach()
-    raw = ops.encode_relu(
-        x - sae.b_dec, sae.W_enc, sae.b_enc, low, matmul_dtype=sae.matmul_dtype
-    )
+    raw = ops.encode_relu(x - sae.b_dec, sae.W_enc, sae.b_enc, low, matmul_dtype=sae.matmul_dtype)
     features = raw.indices.long()
     code = raw._replace(values=jump(raw.values, theta[features], cfg.bandwidth))
     if cfg.l0_form == "l0":

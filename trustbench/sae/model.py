@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,8 @@ class SAE(nn.Module):
         """The code of activations that are scaled already, [N, d], and have b_dec still in."""
         x = x - self.b_dec
         arguments = (x, self.W_enc, self.b_enc)
-        cfg, matmul = self.cfg, {"matmul_dtype": self.matmul_dtype}
+        cfg = self.cfg
+        matmul: dict[str, Any] = {"matmul_dtype": self.matmul_dtype}
         if cfg.activation == "topk":
             return ops.encode_topk(*arguments, cfg.k, **matmul)
         if cfg.activation == "relu":
@@ -183,9 +185,7 @@ class SAE(nn.Module):
         """Write `path`/sae.safetensors and `path`/config.json."""
         tensors = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
         files.save_tensors(Path(path) / WEIGHTS_FILE, tensors)
-        files.atomic_write_json(
-            Path(path) / CONFIG_FILE, {"format": FORMAT, **self.cfg.to_dict()}
-        )
+        files.atomic_write_json(Path(path) / CONFIG_FILE, {"format": FORMAT, **self.cfg.to_dict()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SAE:

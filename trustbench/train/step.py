@@ -141,16 +141,14 @@ class LayerTrainer:
 
         by_feature = ops.transpose_code(indices, cfg.d_sae, offsets)
         shared: dict[str, Any] = {"unit_norm": cfg.unit_norm, "l1": l1, "l1_form": cfg.l1_form}
-        data = (values, by_feature, sources, grads)
+        data = (self.weights, values, by_feature, sources, grads)
         b_dec_grad = grad.sum(0)
         scale = 1.0
         if self.adam.clip_norm:
-            squared, through_x = ops.sparse_grad_norm(self.weights, *data, **shared)
+            squared, through_x = ops.sparse_grad_norm(*data, **shared)
             scale = self._clip_scale(squared + (b_dec_grad + through_x).square().sum().item())
         adam = self._adam_arguments(lr)
-        through_x = ops.sparse_adam_(
-            self.weights, self.moments, *data, clip_scale=scale, **shared, **adam
-        )
+        through_x = ops.sparse_adam_(*data, self.moments, clip_scale=scale, **shared, **adam)
         b_dec_grad = scale * (b_dec_grad + through_x)
         ops.adam_(self.small[0], b_dec_grad.view(1, -1), *self.small_moments[:2], **adam)
         if cfg.activation == "batchtopk":
@@ -170,7 +168,8 @@ class LayerTrainer:
             sae.project_decoder_grad_()
         small = [sae.b_dec, sae.log_threshold]
         parameters = [sae.W_enc, sae.W_dec, sae.b_enc, *small]
-        squared = sum(p.grad.square().sum().item() for p in parameters)
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        squared = sum(float(g.square().sum()) for g in grads)
         scale = self._clip_scale(squared) if self.adam.clip_norm else 1.0
         moments = [*self.moments, *self.small_moments]
         for i, parameter in enumerate(parameters):
@@ -178,7 +177,7 @@ class LayerTrainer:
             m, v = (moment.view_as(flat) for moment in moments[2 * i : 2 * i + 2])
             ops.adam_(
                 flat,
-                (scale * parameter.grad).view_as(flat),
+                (scale * grads[i]).view_as(flat),
                 m,
                 v,
                 unit_norm=sae.cfg.unit_norm and parameter is sae.W_dec,
@@ -231,5 +230,3 @@ def _offsets(code: Code) -> Tensor:
         return code.row_offsets
     n, k = code.values.shape
     return torch.arange(n + 1) * k
-
-
