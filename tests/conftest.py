@@ -40,7 +40,7 @@ def shared_text() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """A byte-level BPE tokenizer with 300 tokens."""
+    """A byte-level BPE tokenizer with fewer than 300 tokens."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -66,10 +66,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         return _finished(out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    run = _Run(config)
-    out.mkdir(parents=True, exist_ok=True)
-    files.atomic_write_json(out / "config.json", config.to_dict())
-    return run.go(progress)
+    return _Run(config).go(progress)
 
 
 class _Run:
@@ -120,6 +117,13 @@ class _Run:
         """Resume or start, loop, save."""
         config = self.config
         saved = checkpoint.load(self.out, self.stream, self.buffer, self.trainers)
+        if saved:
+            self.tokens = saved["tokens"]
+        else:
+            self._fill()
+            self._initialise()
+        # Only now that model, text and settings have worked together does the directory exist.
+        files.atomic_write_json(self.out / "config.json", config.to_dict())
         with ExitStack() as stack:
             position = saved["metrics_position"] if saved else 0
             self.lines = JsonLines(self.out / "metrics.jsonl", position)
@@ -127,11 +131,6 @@ class _Run:
             self.sinks = open_sinks(config, self.out)
             for sink in self.sinks:
                 stack.callback(sink.close)
-            if saved:
-                self.tokens = saved["tokens"]
-            else:
-                self._fill()
-                self._initialise()
             bar = stack.enter_context(
                 tqdm(total=config.tokens, initial=self.tokens, unit="tok", unit_scale=True,
                      smoothing=0.1, disable=not progress)
@@ -142,6 +141,8 @@ class _Run:
             with files.atomic_dir(self.out / "final") as directory:
                 self._save_saes(directory)
         saes = {name: trainer.sae.eval() for name, trainer in self.trainers.items()}
+        for sae in saes.values():
+            sae.matmul_dtype = None  # as they load from files
         return TrainResult(self.out, saes, self.tokens, finished)
 
     def _loop(self, bar: Any, stopping: threading.Event) -> bool:

@@ -1,0 +1,140 @@
+"""ActivationBuffer: every token once, well mixed, bounded, resumable."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from trustbench.buffer import ActivationBuffer
+from trustbench.errors import InputError, NonFiniteError
+
+
+def numbered(start: int, n: int) -> dict[str, torch.Tensor]:
+    """Rows that hold their own number, at two hook points."""
+    ids = torch.arange(start, start + n, dtype=torch.float32)
+    return {"a": ids[:, None].expand(n, 3).clone(), "b": ids[:, None].expand(n, 2).clone()}
+
+
+def run(capacity: int, total: int, put: int, take: int, seed: int = 0) -> list[list[int]]:
+    """Feed numbered tokens through a buffer kept full; the batches of numbers that come out."""
+    batches = []
+    with ActivationBuffer({"a": 3, "b": 2}, capacity, seed=seed) as buffer:
+        while buffer.tokens_out < total:
+            while buffer.space >= put and buffer.tokens_in < total:
+                buffer.put(numbered(buffer.tokens_in, min(put, total - buffer.tokens_in)))
+            batch = buffer.take(min(take, len(buffer)))
+            assert torch.equal(batch["a"][:, 0], batch["b"][:, 0])  # one order everywhere
+            batches.append(batch["a"][:, 0].long().tolist())
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("capacity", "total", "put", "take"), [(64, 1000, 10, 8), (100, 987, 33, 100), (7, 50, 1, 3)]
+)
+def test_every_token_exactly_once(capacity, total, put, take):
+    batches = run(capacity, total, put, take)
+    assert sorted(t for batch in batches for t in batch) == list(range(total))
+
+
+def test_mixing_is_what_the_documentation_says():
+    """A token waits C / n batches on average, geometrically; documents are spread accordingly."""
+    capacity, take, document = 4096, 64, 128
+    batches = run(capacity, 65536, take, take)
+    steady = batches[len(batches) // 4 : len(batches) * 3 // 4]
+    # Batch number i goes out after capacity + i * take tokens came in.
+    waits = torch.tensor(
+        [
+            i - (token - capacity) / take
+            for i, batch in enumerate(batches)
+            for token in batch
+            if batch in steady
+        ]
+    )
+    expected = capacity / take
+    assert waits.mean().item() == pytest.approx(expected, rel=0.05)
+    assert waits.std().item() == pytest.approx(expected, rel=0.10)  # geometric: std = mean
+    # Pairs of one document within a batch, against a full shuffle of a pool of `capacity`.
+    pairs = sum(
+        sum(c * (c - 1) / 2 for c in torch.bincount(torch.tensor(b) // document).tolist())
+        for b in steady
+    ) / len(steady)
+    # For geometric waits, two tokens of one document meet with probability about n / (2 C).
+    meet = take / (2 * capacity)
+    in_document = document * (document - 1) / 2
+    documents_per_batch_of_input = take / document
+    assert pairs == pytest.approx(meet * in_document * documents_per_batch_of_input, rel=0.25)
+    # Without mixing, every pair of the batch would be of one document.
+    assert pairs < 0.02 * take * (take - 1) / 2
+
+
+def test_order_depends_on_the_seed_only():
+    assert run(64, 500, 10, 8) == run(64, 500, 10, 8)
+    assert run(64, 500, 10, 8) != run(64, 500, 10, 8, seed=1)
+
+
+def test_resume_is_exact():
+    buffer = ActivationBuffer({"a": 3, "b": 2}, 64, dtype={"a": torch.bfloat16, "b": torch.float32})
+    for _ in range(5):
+        buffer.put(numbered(buffer.tokens_in, 20))
+        buffer.take(10)
+    state = buffer.state_dict()
+    meta = json.loads(json.dumps(state["meta"]))
+    other = ActivationBuffer(
+        {"a": 3, "b": 2}, 64, dtype={"a": torch.bfloat16, "b": torch.float32}, seed=9
+    )
+    other.load_state_dict({"tensors": state["tensors"], "meta": meta})
+    for _ in range(5):
+        for b in (buffer, other):
+            b.put(numbered(b.tokens_in, 5))
+        mine, theirs = buffer.take(9), other.take(9)
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    with pytest.raises(InputError, match="another capacity"):
+        ActivationBuffer({"a": 3, "b": 2}, 65).load_state_dict(state)
+
+
+def test_memory_is_bounded_and_stated():
+    buffer = ActivationBuffer({"a": 3, "b": 2}, 100, dtype={"a": torch.bfloat16, "b": torch.float32})
+    assert buffer.nbytes == 100 * 3 * 2 + 100 * 2 * 4
+    buffer.put(numbered(0, 100))
+    assert buffer.space == 0 and len(buffer) == 100 and buffer.nbytes == 1400
+    assert buffer.take(1)["a"].dtype == torch.bfloat16
+    assert len(buffer.peek(1000)["a"]) == 99 and len(buffer) == 99
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_rows_are_named_and_nothing_is_stored(value):
+    buffer = ActivationBuffer({"a": 3, "b": 2}, 64)
+    buffer.put(numbered(0, 10))
+    acts = numbered(10, 10)
+    acts["b"][4, 1] = value
+    with pytest.raises(
+        NonFiniteError, match=r"b: NaN or Inf in 1 of 10 rows, first at row 4 \(token 14"
+    ):
+        buffer.put(acts)
+    assert len(buffer) == 10
+
+
+def test_bad_input_is_named():
+    buffer = ActivationBuffer({"a": 3, "b": 2}, 8)
+    with pytest.raises(InputError, match=r"expected the hook points \['a', 'b'\]"):
+        buffer.put({"a": torch.zeros(1, 3)})
+    with pytest.raises(InputError, match=r"acts\['b'\]\.shape=\[2, 2\]: expected \[1, 2\]"):
+        buffer.put({"a": torch.zeros(1, 3), "b": torch.zeros(2, 2)})
+    with pytest.raises(InputError, match="at most space=8"):
+        buffer.put(numbered(0, 9))
+    with pytest.raises(InputError, match="n=1: expected an integer in"):
+        buffer.take(1)
+    with pytest.raises(InputError, match="dtype"):
+        buffer.put({"a": torch.zeros(1, 3, dtype=torch.int64), "b": torch.zeros(1, 2)})
+    with pytest.raises(InputError, match="capacity=0"):
+        ActivationBuffer({"a": 3}, 0)
+    with pytest.raises(InputError, match="dtype of a"):
+        ActivationBuffer({"a": 3}, 8, dtype=torch.float64)
+
+
+def test_batches_drain_the_buffer():
+    buffer = ActivationBuffer({"a": 3, "b": 2}, 32)
+    buffer.put(numbered(0, 30))
+    assert [len(b["a"]) for b in buffer.batches(8)] == [8, 8, 8, 6]

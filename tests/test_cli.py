@@ -1,0 +1,89 @@
+"""The command line: every field by flag and by file, errors in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from trustbench.cli import main
+from trustbench.sae import SAEConfig
+from trustbench.train import TrainConfig
+
+
+def test_train_then_eval(tiny_model_dir, tiny_text, tmp_path, capsys):
+    run = tmp_path / "run"
+    config = tmp_path / "c.yaml"
+    config.write_text(f"model: {tiny_model_dir}\ncontext_length: 32\nsae:\n  d_sae: 64\n  k: 4\n")
+    flags = ["--config", str(config), "--data", str(tiny_text), "--out", str(run)]
+    flags += ["--tokens", "6000", "--sae.k", "3", "--layers", "[0, blocks.2.hook_resid_post]"]
+    flags += ["--heldout_fraction", "0.5", "--batch_size", "256", "--snapshots", "[2000]"]
+    assert main(["train", *flags]) == 0
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["sae"]["k"] == 3 and saved["context_length"] == 32
+    assert main(["eval", str(run), "--tokens", "1000"]) == 0
+    assert list(json.loads((run / "eval.json").read_text())["layers"]) == [
+        "gpt_neox.layers.0",
+        "gpt_neox.layers.2",
+    ]
+    assert main(["eval", str(run), "--snapshot", "2000", "--data", str(tiny_text)]) == 0
+    assert main(["eval", str(run), "--snapshot", "7"]) == 2
+    assert "no SAEs there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--modle", "x"], "did you mean 'model'"),
+        (["train", "--model", "m"], "data"),
+        (["train", "--model", "m", "--data", "d", "--out", "o", "--tokens", "x"], "tokens"),
+        (
+            [
+                "train",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--out",
+                "o",
+                "--tokens",
+                "9",
+                "--sae.d_sae",
+                "4",
+            ],
+            "k=32: expected an integer in [1, d_sae=4]",
+        ),
+        (["fly"], "fly"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+
+
+def test_config_typo_names_the_nearest_field(tmp_path, capsys):
+    (tmp_path / "c.json").write_text('{"modle": "x"}')
+    assert main(["train", "--config", str(tmp_path / "c.json")]) == 2
+    assert "did you mean 'model'" in capsys.readouterr().err
+
+
+def test_help_has_every_field_explained():
+    run = [sys.executable, "-m", "trustbench", "train", "--help"]
+    text = " ".join(subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
+    for field in dataclasses.fields(TrainConfig):
+        if field.name != "sae":
+            assert f"--{field.name}" in text
+    for field in dataclasses.fields(SAEConfig):
+        assert f"--sae.{field.name}" in text
+    assert "Tokens to train every SAE on" in text and "straight-through" in text
+
+
+def test_info_tells_what_runs(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "trustbench._C", "built; runs", "trustbench._cuda", "ops on cpu"):
+        assert word in text

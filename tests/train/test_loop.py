@@ -1,0 +1,283 @@
+"""Whole runs: results, resume after SIGKILL, clean stops, errors that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import trustbench as tb
+from trustbench import files
+from trustbench.errors import CheckpointError, DataError, InputError, NonFiniteError
+from trustbench.sae import load_saes
+from trustbench.train import loop
+
+
+@pytest.fixture
+def config(tiny_model_dir, tiny_text, tmp_path):
+    def make(**fields):
+        base = {
+            "model": str(tiny_model_dir), "data": str(tiny_text), "out": str(tmp_path / "run"),
+            "tokens": 12_000, "sae": {"d_sae": 64, "k": 4, "normalize": "expected_norm"},
+            "context_length": 32, "model_rows": 8, "batch_size": 256, "lr": 3e-3,
+            "heldout_fraction": 0.2, "dead_after_tokens": 2000, "log_every": 5, "threads": 1,
+        }  # fmt: skip
+        return tb.TrainConfig.from_dict(base | fields)
+
+    return make
+
+
+def weights(directory):
+    saes = load_saes(directory)
+    return {f"{n}.{k}": v for n, sae in saes.items() for k, v in sae.state_dict().items()}
+
+
+def metric_lines(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+def test_a_run_leaves_everything_it_promises(config, tmp_path):
+    result = tb.train(config(snapshots=[3000, 9000]), progress=False)
+    run = tmp_path / "run"
+    assert result.finished and result.tokens == 12_000
+    names = [f"gpt_neox.layers.{i}" for i in range(3)]
+    assert list(result.saes) == names == list(load_saes(run / "final"))
+    assert sorted(p.name for p in (run / "snapshots").iterdir()) == ["3000", "9000"]
+    lines = metric_lines(run)
+    first = [line["fvu"] for line in lines[:3]]
+    last = [line["fvu"] for line in lines[-3:]]
+    assert all(b < 0.7 * a for a, b in zip(first, last, strict=True))
+    assert lines[-1]["tokens"] == 12_000 and lines[-1]["l0"] == 4
+    assert {line["hook_point"] for line in lines} == set(names)
+    # Again: nothing to do, the same SAEs come back.
+    again = tb.train(config(snapshots=[3000, 9000]), progress=False)
+    x = torch.randn(5, 16)
+    assert torch.equal(again.saes[names[0]](x), result.saes[names[0]](x))
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "relu", "jumprelu"])
+def test_other_activations_train(config, activation):
+    sae = {"d_sae": 64, "k": 4, "activation": activation, "normalize": "expected_norm"}
+    result = tb.train(
+        config(sae=sae, layers=[1], site="mlp_out", decay="cosine", buffer_dtype="bf16"),
+        progress=False,
+    )
+    assert list(result.saes) == ["gpt_neox.layers.1.mlp"]
+    lines = metric_lines(result.out)
+    assert lines[-1]["fvu"] < lines[0]["fvu"]
+
+
+RUNNER = """
+import json, sys, torch
+torch.set_num_threads(1)
+import trustbench as tb
+tb.train(tb.TrainConfig.from_dict(json.loads(sys.argv[1])), progress=False)
+"""
+
+
+def start(config):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUNNER, json.dumps(config.to_dict())], stderr=subprocess.PIPE
+    )
+
+
+def wait_for_tokens(run, tokens, process):
+    """Until metrics.jsonl shows that many tokens (or the process is done)."""
+    while process.poll() is None:
+        if (run / "metrics.jsonl").exists():
+            lines = (run / "metrics.jsonl").read_text().splitlines()
+            if len(lines) > 1 and json.loads(lines[-2])["tokens"] >= tokens:
+                return
+        time.sleep(0.01)
+
+
+def test_killed_three_times_ends_with_identical_weights(config, tmp_path):
+    """SIGKILL at three random moments; every weight, every metric as if never interrupted."""
+    fields = {"tokens": 60_000, "checkpoint_tokens": 4_000, "snapshots": [30_000]}
+    whole = config(out=str(tmp_path / "whole"), **fields)
+    tb.train(whole, progress=False)
+    killed = config(out=str(tmp_path / "killed"), **fields)
+    moments = torch.randint(
+        2_000, 55_000, (3,), generator=torch.Generator().manual_seed(time.time_ns())
+    )
+    kills = 0
+    for moment in sorted(moments.tolist()):
+        process = start(killed)
+        wait_for_tokens(tmp_path / "killed", moment, process)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 1
+    process = start(killed)
+    assert process.wait() == 0, process.stderr.read().decode()
+    for part in ("final", "snapshots/30000"):
+        mine, theirs = weights(tmp_path / "whole" / part), weights(tmp_path / "killed" / part)
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert torch.equal(mine[name].nan_to_num(), theirs[name].nan_to_num()), name
+    assert metric_lines(tmp_path / "whole") == metric_lines(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_with_a_checkpoint(config, tmp_path, monkeypatch, number):
+    whole = config(out=str(tmp_path / "whole"), checkpoint_minutes=0)
+    tb.train(whole, progress=False)
+    stopped = config(checkpoint_minutes=0)
+    step, calls = loop._Run._step, []
+
+    def interrupting(self, *arguments):
+        step(self, *arguments)
+        calls.append(None)
+        if len(calls) == 20:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loop._Run, "_step", interrupting)
+    result = tb.train(stopped, progress=False)
+    assert not result.finished and result.tokens == 20 * 256
+    assert (tmp_path / "run" / "checkpoint" / "state.json").is_file()
+    result = tb.train(stopped, progress=False)
+    assert result.finished and len(calls) == -(-12_000 // 256)
+    mine, theirs = weights(tmp_path / "whole" / "final"), weights(tmp_path / "run" / "final")
+    assert all(torch.equal(mine[n].nan_to_num(), theirs[n].nan_to_num()) for n in mine)
+
+
+@pytest.fixture
+def stopped_run(config, tmp_path, monkeypatch):
+    """A run with a checkpoint, stopped half way; its config and directory."""
+    step, calls = loop._Run._step, []
+
+    def interrupting(self, *arguments):
+        step(self, *arguments)
+        calls.append(None)
+        if len(calls) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", interrupting)
+        tb.train(config(), progress=False)
+    return config(), tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("layer_1.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-50]), "layer_1.*truncated"),
+        ("layer_0.safetensors", lambda p: p.unlink(), "layer_0.*no such file"),
+        ("buffer.safetensors", lambda p: p.write_bytes(b"x" * 100), "buffer.*truncated or corrupt"),
+        ("state.json", lambda p: p.write_text("{"), r"state\.json: not readable as JSON"),
+        ("state.json", lambda p: p.write_text("{}"), r"state\.json: expected format"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(stopped_run, name, damage, message):
+    config, run = stopped_run
+    damage(run / "checkpoint" / name)
+    with pytest.raises(CheckpointError, match=message):
+        tb.train(config, progress=False)
+
+
+def test_a_kill_between_the_two_renames_of_a_checkpoint_loses_nothing(stopped_run):
+    config, run = stopped_run
+    (run / "checkpoint").rename(run / "checkpoint.old")
+    assert tb.train(config, progress=False).finished
+    assert metric_lines(run)[0]["step"] == 5
+
+
+def test_a_directory_of_another_run_is_refused(stopped_run, config, tmp_path):
+    for change, message in (
+        ({"lr": 1e-3}, r"lr=0\.003 there, 0\.001 here"),
+        ({"sae": {"d_sae": 64, "k": 5}}, r"sae\.k=4 there, 5 here"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            tb.train(config(**change), progress=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(CheckpointError, match="not empty and no trustbench run"):
+        tb.train(config(out=str(tmp_path / "other")), progress=False)
+    # What changes no number may change.
+    assert tb.train(config(checkpoint_minutes=3.0, threads=2), progress=False).finished
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(stopped_run, config, monkeypatch):
+    stopped, run = stopped_run
+    before = (run / "checkpoint" / "state.json").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        with pytest.raises(CheckpointError, match=r"No space left.*previous checkpoint is intact"):
+            tb.train(config(checkpoint_tokens=1000), progress=False)
+    assert (run / "checkpoint" / "state.json").read_bytes() == before
+    assert not list(run.glob(".checkpoint*"))
+    assert tb.train(stopped, progress=False).finished
+
+
+def test_non_finite_activations_stop_the_run_and_leave_it_resumable(config, tmp_path, monkeypatch):
+    run_capture, calls = loop.ActivationCapture.run, []
+
+    def poisoned(self, ids):
+        acts = run_capture(self, ids)
+        calls.append(None)
+        if len(calls) == 30:
+            acts["gpt_neox.layers.1"][2, 3] = float("nan")
+        return acts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.ActivationCapture, "run", poisoned)
+        with pytest.raises(NonFiniteError, match=r"gpt_neox\.layers\.1: NaN or Inf in 1 of"):
+            tb.train(config(checkpoint_tokens=1000), progress=False)
+    assert tb.train(config(checkpoint_tokens=1000), progress=False).finished
+
+
+def test_bad_input_costs_nothing(config, tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    cases = [
+        ({"data": str(tmp_path / "absent")}, DataError, "no such file"),
+        ({"data": str(empty)}, DataError, "no tokens"),
+        ({"layers": [7]}, InputError, r"layers=7: expected layer numbers in \[0, 2\]"),
+        ({"layers": ["gpt_neox.layer.1"]}, InputError, "near: gpt_neox"),
+        ({"model": str(tmp_path)}, InputError, "expected a folder or hub name"),
+        ({"sae": {"d_sae": 64, "k": 4, "d_in": 17}}, InputError, r"sae\.d_in=17: expected 0 or 16"),
+    ]
+    for change, error, message in cases:
+        with pytest.raises(error, match=message):
+            tb.train(config(**change), progress=False)
+
+
+def test_tensorboard_gets_the_figures(config, tmp_path):
+    pytest.importorskip("tensorboard")
+    tb.train(config(sinks=["tensorboard"]), progress=False)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert "gpt_neox.layers.2/fvu" in events.Tags()["scalars"]
+
+
+def test_a_missing_sink_says_what_to_install(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install 'trustbench\[sinks\]'"):
+        tb.train(config(sinks=["wandb"]), progress=False)
+
+
+def test_trackers_get_init_log_finish(config, tmp_path, monkeypatch):
+    class Fake:
+        calls: list = []  # noqa: RUF012
+
+        def __getattr__(self, name):
+            return lambda *a, **k: self.calls.append((name, a, k))
+
+    monkeypatch.setitem(sys.modules, "trackio", Fake())
+    tb.train(config(sinks=["trackio"]), progress=False)
+    names = [name for name, _, _ in Fake.calls]
+    assert names[0] == "init" and names[-1] == "finish" and "log" in names
