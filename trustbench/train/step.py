@@ -141,14 +141,18 @@ class LayerTrainer:
 
         by_feature = ops.transpose_code(indices, cfg.d_sae, offsets)
         shared: dict[str, Any] = {"unit_norm": cfg.unit_norm, "l1": l1, "l1_form": cfg.l1_form}
-        data = (self.weights, values, by_feature, sources, grads)
         b_dec_grad = grad.sum(0)
         scale = 1.0
         if self.adam.clip_norm:
-            squared, through_x = ops.sparse_grad_norm(*data, **shared)
+            squared, through_x = ops.sparse_grad_norm(
+                self.weights, values, by_feature, sources, grads, **shared
+            )
             scale = self._clip_scale(squared + (b_dec_grad + through_x).square().sum().item())
         adam = self._adam_arguments(lr)
-        through_x = ops.sparse_adam_(*data, self.moments, clip_scale=scale, **shared, **adam)
+        through_x = ops.sparse_adam_(
+            self.weights, values, by_feature, sources, grads, self.moments,
+            clip_scale=scale, **shared, **adam,
+        )  # fmt: skip
         b_dec_grad = scale * (b_dec_grad + through_x)
         ops.adam_(self.small[0], b_dec_grad.view(1, -1), *self.small_moments[:2], **adam)
         if cfg.activation == "batchtopk":
