@@ -1,7 +1,7 @@
 """One SAE training step, by us and by each peer, behind one small interface.
 
-Every peer runs its own classes, in the order of operations of its own trainer (the file named in the
-comment). AuxK is off for all: no feature is dead in a speed run. This file is imported by worker.py in
+Every peer runs its own classes, in the order of operations of its own trainer (the file named in its
+docstring). AuxK is off for all: no feature is dead in a speed run. worker.py imports this file in
 whatever environment has the peer, so it imports nothing before it is asked to.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Contender:
-    """`step(x)` is one full Adam step on x [N, d]; `reconstruct(x)` and `active(x)` are for quality."""
+    """`step(x)` is one full Adam step on x [N, d]; `code(x)` is for measuring quality."""
 
     version = torch.__version__
 

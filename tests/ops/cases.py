@@ -17,11 +17,17 @@ DTYPES = [torch.float32, torch.bfloat16]
 shapes = pytest.mark.parametrize("shape", TEST_SHAPES, ids=lambda s: "x".join(map(str, s)))
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 isas = pytest.mark.parametrize("isa", ISAS)
+# All that can compute an op; tests over it compare with dense PyTorch, not with the reference.
+implementations = pytest.mark.parametrize("isa", ["reference", *ISAS])
 
 
 @contextlib.contextmanager
 def running(isa: str, threads: int = 1):
-    """The C++ kernels of one instruction set, on so many threads."""
+    """The C++ kernels of one instruction set on so many threads, or the reference."""
+    if isa == "reference":
+        with ops.use("reference"):
+            yield
+        return
     native, before, count = dispatch.native(), dispatch.native().isa(), torch.get_num_threads()
     native.set_isa(isa)
     torch.set_num_threads(threads)
@@ -55,6 +61,61 @@ def as_csr(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     offsets = torch.zeros(n + 1, dtype=torch.int64)
     offsets[1:] = kept.sum(1).cumsum(0)
     return offsets, indices[kept], values[kept]
+
+
+def plain_pre(x: Tensor, W: Tensor, b: Tensor, matmul_dtype: torch.dtype | None = None) -> Tensor:
+    """Pre-activations [N, F] by plain fp32 PyTorch, of operands rounded to `matmul_dtype`."""
+    x, W = (t.to(matmul_dtype or t.dtype).float() for t in (x, W))
+    return torch.nn.functional.linear(x, W, b.float())
+
+
+def exact_pre(x: Tensor, W: Tensor, b: Tensor, matmul_dtype: torch.dtype | None = None) -> Tensor:
+    """The same in fp64."""
+    x, W = (t.to(matmul_dtype or t.dtype).double() for t in (x, W))
+    return torch.nn.functional.linear(x, W, b.double())
+
+
+def dense(values: Tensor, indices: Tensor, d_sae: int, offsets: Tensor | None = None) -> Tensor:
+    """A code as the matrix [N, F] it stands for."""
+    if offsets is None:
+        return values.new_zeros(len(values), d_sae).scatter(1, indices.long(), values)
+    out = values.new_zeros(len(offsets) - 1, d_sae)
+    for n, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        out[n, indices[start:end].long()] = values[start:end]
+    return out
+
+
+def entries(matrix: Tensor, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """What [N, F] holds at every entry of a code."""
+    if offsets is None:
+        return matrix.gather(1, indices.long())
+    rows = [matrix[n, indices[offsets[n] : offsets[n + 1]].long()] for n in range(len(offsets) - 1)]
+    return torch.cat([matrix.new_empty(0), *rows])
+
+
+def malformed_codes(shape: Shape) -> list[tuple[Tensor, Tensor | None, str]]:
+    """(indices, row_offsets, the error they must give): what a kernel would follow out of memory."""
+    _, indices = topk_code(shape, torch.float32)
+    high, low = indices.clone(), indices.clone()
+    high[-1, -1], low[0, 0] = shape.F, -1
+    flat, end = indices.flatten(), indices.numel()
+    offsets = torch.linspace(0, end, shape.N + 1).long()
+    past, late, descending = offsets.clone(), offsets.clone(), offsets.clone()
+    past[-1], late[0], descending[1] = end + 1, 1, end
+    return [
+        (high, None, f"indices={shape.F}: expected integers in"),
+        (low, None, "indices=-1: expected integers in"),
+        (flat, past, f"row_offsets='0 ... {end + 1}'"),
+        (flat, late, "row_offsets='1 ..."),
+        (flat, descending, f"ascending from 0 to nnz={end}"),
+        (flat, offsets.int(), r"row_offsets\.dtype=torch\.int32"),
+        (flat[:0], offsets[:0], r"row_offsets\.shape=\[0\]"),
+    ]
+
+
+def strided(offsets: Tensor) -> Tensor:
+    """Equal offsets that do not lie side by side in memory."""
+    return torch.stack([offsets, offsets + 10**9], 1)[:, 0]
 
 
 def assert_accurate(actual: Tensor, plain: Tensor, exact: Tensor) -> None:

@@ -5,13 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.cases import as_csr, assert_accurate, dtypes, isas, running, shapes, topk_code
+from tests.ops.cases import (
+    as_csr,
+    assert_accurate,
+    dtypes,
+    entries,
+    implementations,
+    isas,
+    malformed_codes,
+    running,
+    shapes,
+    strided,
+    topk_code,
+)
 from trustbench import ops
 from trustbench.errors import InputError
 from trustbench.ops.spec import Shape
 
 
-@isas
+@implementations
 @shapes
 @dtypes
 @pytest.mark.parametrize("layout", ["topk", "csr"])
@@ -21,9 +33,8 @@ def test_matches_the_definition(isa, shape, dtype, layout):
     offsets = None
     if layout == "csr":
         offsets, indices, _ = as_csr(values, indices)
-    with ops.use("reference"):
-        plain = ops.code_grad(grad, indices, W, offsets)
-        exact = ops.code_grad(grad.double(), indices, W.double(), offsets)
+    plain = entries(grad.float() @ W.float().T, indices, offsets).to(dtype)
+    exact = entries(grad.double() @ W.double().T, indices, offsets)
     with running(isa, threads=2):
         assert_accurate(ops.code_grad(grad, indices, W, offsets), plain, exact)
 
@@ -36,3 +47,21 @@ def test_opcheck_and_bad_input():
         ops.code_grad(grad, indices, W[:, :7])
     with pytest.raises(InputError, match=r"indices.shape=\[37, 9\]: expected \[36, \*\]"):
         ops.code_grad(grad[:36], indices, W)
+
+
+@isas
+def test_strided_offsets(isa):
+    values, indices = topk_code(Shape(37, 130, 515, 9), torch.float32)
+    offsets, indices, values = as_csr(values, indices)
+    W, grad = torch.randn(515, 130), torch.randn(37, 130)
+    with running(isa):
+        expected = ops.code_grad(grad, indices, W, offsets)
+        assert torch.equal(ops.code_grad(grad, indices, W, strided(offsets)), expected)
+
+
+@implementations
+def test_a_malformed_code_is_refused(isa):
+    shape = Shape(37, 130, 515, 9)
+    for indices, offsets, message in malformed_codes(shape)[:-1]:
+        with running(isa), pytest.raises(InputError, match=message):
+            ops.code_grad(torch.ones(37, 130), indices, torch.ones(515, 130), offsets)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import warnings
 from pathlib import Path
 
@@ -74,10 +76,19 @@ def test_one_op_has_one_name_everywhere():
 
 
 def test_every_spec_gives_a_floor():
-    import importlib
-
     for path in (ROOT / "trustbench/ops").glob("*.py"):
         spec = getattr(importlib.import_module(f"trustbench.ops.{path.stem}"), "SPEC", None)
         if isinstance(spec, OpSpec):
             assert spec.name == path.stem
             assert spec.bytes(Shape(2048, 512, 16384, 32)) > 0
+
+
+def test_every_spec_names_the_tensors_of_its_op():
+    for name, function in vars(ops).items():
+        if not inspect.isfunction(function) or name.startswith("sparse_") or name == "use":
+            continue
+        spec = importlib.import_module(f"trustbench.ops.{name.rstrip('_')}").SPEC
+        arguments = [p for p in inspect.signature(function).parameters.values()]
+        tensors = [p.name for p in arguments if "Tensor" in p.annotation]
+        assert [n for n in spec.shapes if n != "returns"] == tensors
+        assert spec.ties

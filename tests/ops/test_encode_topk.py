@@ -5,10 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.cases import ISAS, assert_accurate, dtypes, encoder_inputs, isas, running, shapes
+from tests.ops.cases import (
+    ISAS,
+    assert_accurate,
+    dense,
+    dtypes,
+    encoder_inputs,
+    exact_pre,
+    implementations,
+    isas,
+    plain_pre,
+    running,
+    shapes,
+)
 from trustbench import ops
 from trustbench.errors import InputError
-from trustbench.ops.registration import pre_activations
 from trustbench.ops.spec import Shape
 
 ODD = Shape(37, 130, 515, 9)
@@ -16,9 +27,7 @@ ODD = Shape(37, 130, 515, 9)
 
 def check_selection(code, x, W, b, k, matmul_dtype):
     """Values are the k largest; an index may differ only within the rounding of the values."""
-    plain = pre_activations(x, W, b, matmul_dtype)
-    x, W = (t.to(matmul_dtype or t.dtype) for t in (x, W))
-    exact = x.double() @ W.double().T + b.double()
+    plain, exact = plain_pre(x, W, b, matmul_dtype), exact_pre(x, W, b, matmul_dtype)
     top = exact.sort(dim=1, descending=True, stable=True).values[:, :k].relu()
     plain_top = plain.sort(dim=1, descending=True, stable=True).values[:, :k].relu()
     assert code.indices.dtype == torch.int32
@@ -33,7 +42,7 @@ def check_selection(code, x, W, b, k, matmul_dtype):
     assert (code.values[:, :-1] >= code.values[:, 1:]).all()
 
 
-@isas
+@implementations
 @shapes
 @dtypes
 def test_selects_the_k_largest(isa, shape, dtype):
@@ -43,7 +52,7 @@ def test_selects_the_k_largest(isa, shape, dtype):
     check_selection(code, x, W, b, shape.k, None)
 
 
-@isas
+@implementations
 @shapes
 def test_bf16_matmul_of_fp32_tensors(isa, shape):
     x, W, b = encoder_inputs(shape, torch.float32)
@@ -52,21 +61,22 @@ def test_bf16_matmul_of_fp32_tensors(isa, shape):
     check_selection(code, x, W, b, shape.k, torch.bfloat16)
 
 
-@isas
+@implementations
 @pytest.mark.parametrize("k", [1, 3, 50, 515])
 def test_ties_go_to_the_lower_index(isa, k):
     # Small integers: every product and sum is exact, and most pre-activations have equals.
     x = torch.randint(-2, 3, (37, 130)).float()
     W = torch.randint(-1, 2, (515, 130)).float() * (torch.rand(515, 130) > 0.9)
     b = torch.randint(-1, 2, (515,)).float()
-    with ops.use("reference"):
-        expected = ops.encode_topk(x, W, b, k)
+    pre = (x @ W.T + b).tolist()
+    order = [sorted(range(515), key=lambda i: (-row[i], i))[:k] for row in pre]
+    expected = torch.tensor(order, dtype=torch.int32)
     with running(isa):
         code = ops.encode_topk(x, W, b, k)
         rounded = ops.encode_topk(x, W, b, k, matmul_dtype=torch.bfloat16)
     for found in (code, rounded):
-        assert torch.equal(found.values, expected.values)
-        assert torch.equal(found.indices, expected.indices)
+        assert torch.equal(found.indices, expected)
+        assert torch.equal(found.values, (x @ W.T + b).gather(1, expected.long()).relu())
 
 
 @isas
@@ -114,6 +124,38 @@ def test_more_features_than_one_superblock_and_a_deep_matmul():
     check_selection(code, x, W, b, 8, None)
 
 
+def test_the_reference_takes_some_tokens_at_a_time():
+    x, W, b = encoder_inputs(Shape(10, 4, 2**19, 3), torch.float32)  # 8 tokens a part
+    with ops.use("reference"):
+        code = ops.encode_topk(x, W, b, 3)
+    check_selection(code, x, W, b, 3, None)
+
+
+@implementations
+@dtypes
+def test_gradients_have_the_dtype_of_their_tensor_and_its_accuracy(isa, dtype):
+    x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, dtype))
+    grad = torch.randn(37, 9).to(dtype)
+    with running(isa):
+        code = ops.encode_topk(x, W, b, 9)
+        found = torch.autograd.grad(code.values, (x, W, b), grad)
+    dpre = dense(grad * (code.values > 0), code.indices, 515).detach()
+
+    def gradients(wide):
+        g = dpre.to(wide)
+        return g @ W.detach().to(wide), g.T @ x.detach().to(wide), g.sum(0)
+
+    for a, p, e in zip(found, gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert_accurate(a, p.to(dtype), e)
+
+
+def test_an_infinite_gradient_of_an_entry_of_value_zero_stops_there():
+    x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, torch.float32))
+    values = ops.encode_topk(x, W, b - 100, 9).values
+    found = torch.autograd.grad(values, (x, W, b), torch.full((37, 9), float("inf")))
+    assert not any(g.any() for g in found)
+
+
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
 def test_gradients_follow_the_kept_entries(implementation):
     x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, torch.float32))
@@ -140,6 +182,10 @@ def test_opcheck_and_compile():
     expected = torch.autograd.grad(ops.encode_topk(x, W, b, 9).values.sum(), (x, W, b))
     for a, e in zip(torch.autograd.grad(compiled(x, W, b), (x, W, b)), expected, strict=True):
         assert torch.equal(a, e)
+    by_k = torch.compile(lambda k: ops.encode_topk(x, W, b, k), fullgraph=True)
+    for k in (9, 3, 515):  # k becomes a symbol
+        with torch.no_grad():
+            assert torch.equal(by_k(k).indices, ops.encode_topk(x, W, b, k).indices)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +193,10 @@ def test_opcheck_and_compile():
     [
         ({"k": 0}, r"k=0: expected an integer in \[1, d_sae=515\]"),
         ({"k": 516}, r"k=516: expected an integer in \[1, d_sae=515\]"),
+        ({"k": 2.5}, r"k=2\.5: expected an integer in"),
+        ({"k": "9"}, "k='9': expected an integer in"),
+        ({"x": [[0.0]]}, r"x='list': expected a torch\.Tensor"),
+        ({"x": torch.zeros(3, 0), "W_enc": torch.zeros(515, 0)}, r"W_enc\.shape=\[515, 0\]"),
         ({"x": torch.zeros(3, 7)}, r"W_enc.shape=\[515, 130\]: expected \[\*, 7\]"),
         ({"x": torch.zeros(3)}, r"x.shape=\[3\]: expected \[\*, \*\]"),
         ({"x": torch.zeros(3, 130).half()}, "x.dtype=torch.float16"),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.cases import as_csr, isas, running, shapes, topk_code
+from tests.ops.cases import (
+    as_csr,
+    implementations,
+    isas,
+    malformed_codes,
+    running,
+    shapes,
+    strided,
+    topk_code,
+)
 from trustbench import ops
 from trustbench.errors import InputError
 from trustbench.ops.spec import Shape
@@ -34,3 +43,35 @@ def test_opcheck_and_bad_input():
         ops.transpose_code(indices.long(), 515)
     with pytest.raises(InputError, match="d_sae=0"):
         ops.transpose_code(indices, 0)
+
+
+@implementations
+def test_entries_are_grouped_with_tokens_ascending(isa):
+    shape = Shape(100, 64, 60, 12)
+    _, indices = topk_code(shape, torch.float32)
+    with running(isa, threads=3):
+        code = ops.transpose_code(indices, shape.F)
+    flat = indices.flatten().tolist()
+    expected = sorted(range(len(flat)), key=lambda p: (flat[p], p))
+    assert code.positions.tolist() == expected
+    assert code.rows.tolist() == [p // shape.k for p in expected]
+    sizes = [flat.count(i) for i in range(shape.F)]
+    assert code.feature_offsets.diff().tolist() == sizes and code.feature_offsets[0] == 0
+
+
+@isas
+def test_strided_offsets(isa):
+    values, indices = topk_code(Shape(37, 130, 515, 9), torch.float32)
+    offsets, indices, _ = as_csr(values, indices)
+    with running(isa):
+        found = ops.transpose_code(indices, 515, strided(offsets))
+        expected = ops.transpose_code(indices, 515, offsets)
+    assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+
+
+@implementations
+def test_a_malformed_code_is_refused(isa):
+    shape = Shape(37, 130, 515, 9)
+    for indices, offsets, message in malformed_codes(shape):
+        with running(isa), pytest.raises(InputError, match=message):
+            ops.transpose_code(indices, shape.F, offsets)

@@ -116,6 +116,9 @@ _adam = register(
 SPEC = OpSpec(
     "adam",
     "Adam on [F, d], rows kept at unit norm",
+    {name: "[rows, d]" for name in ("param", "grad", "m", "v")},
+    (torch.float32, torch.float64),
+    "none: element by element, a row's norm in one order",
     lambda s: 12.0 * s.F * s.d,
     lambda s: 4.0 * 7 * s.F * s.d,
 )

@@ -9,13 +9,14 @@ from trustbench.ops import dispatch
 from trustbench.ops.codes import entry_rows
 from trustbench.ops.registration import (
     DTYPE_CODE,
-    FLOATS,
     address,
     check_code,
+    check_entries,
     check_tensor,
+    no_second_order,
     register,
 )
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.spec import FLOATS, OpSpec
 
 
 def code_grad(
@@ -38,7 +39,7 @@ def code_grad(
     Raises
     ------
     InputError
-        For a wrong shape or dtype.
+        For a wrong shape or dtype, an index outside [0, F), or offsets that do not fit the code.
     """
     check_tensor("W_dec", W_dec, (None, None), *FLOATS)
     check_tensor("grad", grad, (None, W_dec.shape[1]), W_dec.dtype)
@@ -54,9 +55,10 @@ def reference(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor 
 
 
 def _cpu(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+    indices, row_offsets = check_entries(indices, row_offsets, W_dec.shape[0])
     if dispatch.implementation("code_grad", W_dec) == "reference":
         return reference(grad, indices, W_dec, row_offsets)
-    grad, indices, W = grad.float().contiguous(), indices.contiguous(), W_dec.contiguous()
+    grad, W = grad.float().contiguous(), W_dec.contiguous()
     (N, d), F = grad.shape, W.shape[0]
     k = indices.shape[1] if row_offsets is None else 0
     out = torch.empty(indices.shape, dtype=torch.float32)
@@ -75,11 +77,21 @@ _code_grad = register(
     "code_grad(Tensor grad, Tensor indices, Tensor W_dec, Tensor? row_offsets) -> Tensor",
     _cpu,
     _fake,
+    backward=no_second_order("code_grad"),
 )
 
 SPEC = OpSpec(
     "code_grad",
     "dvalues = <grad, W_dec[indices]>",
+    {
+        "grad": "[N, d]",
+        "indices": "[N, k] or [nnz]",
+        "W_dec": "[F, d]",
+        "row_offsets": "[N + 1]",
+        "returns": "[N, k] or [nnz]",
+    },
+    FLOATS,
+    "none: one dot product an entry",
     lambda s: 2.0 * s.N * s.k * s.d,
     lambda s: 4.0 * (min(s.N * s.k, s.F) * s.d + s.N * s.d) + 8.0 * s.N * s.k,
 )

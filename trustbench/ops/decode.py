@@ -12,13 +12,13 @@ from trustbench.ops.code_grad import code_grad
 from trustbench.ops.codes import entry_rows
 from trustbench.ops.registration import (
     DTYPE_CODE,
-    FLOATS,
     address,
     check_code,
+    check_entries,
     check_tensor,
     register,
 )
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.spec import FLOATS, OpSpec
 from trustbench.ops.weight_grad import weight_grad
 
 
@@ -27,7 +27,8 @@ def decode(
 ) -> Tensor:
     """x_hat[n] = Σ_p values[p] W_dec[indices[p]] over the entries p of token n (no b_dec).
 
-    Differentiable in values and W_dec. Sums are fp32, in the order of the code.
+    Differentiable (once) in values and W_dec. Sums are fp32, in the order of the code; an entry of
+    value 0 contributes nothing, whatever its row holds.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def decode(
     Raises
     ------
     InputError
-        For a wrong shape or dtype.
+        For a wrong shape or dtype, an index outside [0, F), or offsets that do not fit the code.
     """
     check_tensor("W_dec", W_dec, (None, None), *FLOATS)
     check_code(indices, row_offsets)
@@ -55,15 +56,17 @@ def reference(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tenso
     wide = torch.float64 if W_dec.dtype == torch.float64 else torch.float32
     rows = entry_rows(indices, row_offsets)
     tokens = len(indices) if row_offsets is None else len(row_offsets) - 1
-    terms = values.to(wide).flatten()[:, None] * W_dec.to(wide)[indices.flatten().long()]
+    v = values.to(wide).flatten()[:, None]
+    terms = (v * W_dec.to(wide)[indices.flatten().long()]).masked_fill_(v == 0, 0)
     out = torch.zeros(tokens, W_dec.shape[1], dtype=wide).index_add_(0, rows, terms)
     return out.to(W_dec.dtype)
 
 
 def _cpu(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+    indices, row_offsets = check_entries(indices, row_offsets, W_dec.shape[0])
     if dispatch.implementation("decode", W_dec) == "reference":
         return reference(values, indices, W_dec, row_offsets)
-    values, indices, W = values.float().contiguous(), indices.contiguous(), W_dec.contiguous()
+    values, W = values.float().contiguous(), W_dec.contiguous()
     N = len(indices) if row_offsets is None else len(row_offsets) - 1
     k = indices.shape[1] if row_offsets is None else 0
     F, d = W.shape
@@ -106,6 +109,15 @@ _decode = register(
 SPEC = OpSpec(
     "decode",
     "x_hat = Σ values W_dec[indices]",
+    {
+        "values": "[N, k] or [nnz]",
+        "indices": "[N, k] or [nnz]",
+        "W_dec": "[F, d]",
+        "row_offsets": "[N + 1]",
+        "returns": "[N, d]",
+    },
+    FLOATS,
+    "none: a token's sum runs in the order of its code",
     lambda s: 2.0 * s.N * s.k * s.d,
     lambda s: 4.0 * (min(s.N * s.k, s.F) * s.d + s.N * s.d) + 8.0 * s.N * s.k,
 )

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.codes import CSRCode
-from trustbench.ops.encode_relu import backward, fake_csr, setup_context
+from trustbench.ops.encode_relu import backward, csr_code, fake_csr, setup_context
 from trustbench.ops.registration import (
     DTYPE_CODE,
     check_encoder,
+    check_k,
     encoder_arguments,
     pre_activations,
     register,
 )
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.spec import FLOATS, OpSpec
 
 
 def encode_batchtopk(
@@ -38,9 +38,8 @@ def encode_batchtopk(
         row_offsets [N + 1] int64, indices [nnz] int32 (ascending within a token), values [nnz].
     """
     check_encoder(x, W_enc, b_enc, matmul_dtype)
-    if not 1 <= k <= W_enc.shape[0]:
-        raise bad("k", k, f"an integer in [1, d_sae={W_enc.shape[0]}]")
-    return CSRCode(*_encode_batchtopk(x, W_enc, b_enc, k, matmul_dtype))
+    check_k(k, W_enc.shape[0])
+    return csr_code(*_encode_batchtopk(x, W_enc, b_enc, k, matmul_dtype))
 
 
 def reference(
@@ -51,7 +50,7 @@ def reference(
     flat = order[~(pre.flatten()[order] <= 0)].sort().values
     offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
     offsets[1:] = torch.bincount(flat // pre.shape[1], minlength=len(x)).cumsum(0)
-    return offsets, (flat % pre.shape[1]).to(torch.int32), pre.flatten()[flat].to(x.dtype)
+    return pre.flatten()[flat].to(x.dtype), (flat % pre.shape[1]).to(torch.int32), offsets
 
 
 def _cpu(
@@ -66,7 +65,7 @@ def _cpu(
         N, d, F, N * k, DTYPE_CODE[x.dtype], rounded, torch.get_num_threads(),
     )  # fmt: skip
     offsets, indices, values = (torch.from_numpy(array) for array in arrays)
-    return offsets, indices, values.to(x.dtype)
+    return values.to(x.dtype), indices, offsets
 
 
 def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,6 +84,14 @@ _encode_batchtopk = register(
 SPEC = OpSpec(
     "encode_batchtopk",
     "the N k largest positive entries of x W_encᵀ + b_enc",
+    {
+        "x": "[N, d]",
+        "W_enc": "[F, d]",
+        "b_enc": "[F]",
+        "returns": "row_offsets [N + 1], indices [nnz], values [nnz]",
+    },
+    FLOATS,
+    "equal pre-activations: the lower token, then the lower feature; NaN above every number",
     lambda s: 2.0 * s.N * s.d * s.F,
     lambda s: 4.0 * (s.N * s.d + s.F * s.d + s.F) + 8.0 * s.N * s.k,
 )

@@ -19,7 +19,7 @@ from trustbench.ops.registration import (
     pre_activations,
     register,
 )
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.spec import FLOATS, OpSpec
 from trustbench.ops.weight_grad import weight_grad
 
 
@@ -58,8 +58,8 @@ def encode_relu(
     """
     check_encoder(x, W_enc, b_enc, matmul_dtype)
     if threshold is not None:
-        check_tensor("threshold", threshold, (W_enc.shape[0],))
-    return CSRCode(*_encode_relu(x, W_enc, b_enc, threshold, matmul_dtype))
+        check_tensor("threshold", threshold, (W_enc.shape[0],), *FLOATS)
+    return csr_code(*_encode_relu(x, W_enc, b_enc, threshold, matmul_dtype))
 
 
 def reference(
@@ -73,7 +73,7 @@ def reference(
     kept = ~(pre <= (0.0 if threshold is None else threshold.to(pre.dtype)))
     offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
     offsets[1:] = kept.sum(1).cumsum(0)
-    return offsets, kept.nonzero()[:, 1].to(torch.int32), pre[kept].to(x.dtype)
+    return pre[kept].to(x.dtype), kept.nonzero()[:, 1].to(torch.int32), offsets
 
 
 def _cpu(
@@ -93,16 +93,22 @@ def _cpu(
         N, d, F, DTYPE_CODE[x.dtype], rounded, torch.get_num_threads(),
     )  # fmt: skip
     offsets, indices, values = (torch.from_numpy(array) for array in arrays)
-    return offsets, indices, values.to(x.dtype)
+    return values.to(x.dtype), indices, offsets
+
+
+def csr_code(values: Tensor, indices: Tensor, row_offsets: Tensor) -> CSRCode:
+    """The code from what a registered op returns: values first, because opcheck starts its sum of
+    all outputs with the first one, and a sum that starts with integers takes no values."""
+    return CSRCode(row_offsets, indices, values)
 
 
 def fake_csr(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes of a CSR code whose number of entries only the data tells."""
     nnz = torch.library.get_ctx().new_dynamic_size()
     return (
-        x.new_empty(x.shape[0] + 1, dtype=torch.int64),
-        x.new_empty(nnz, dtype=torch.int32),
         x.new_empty(nnz),
+        x.new_empty(nnz, dtype=torch.int32),
+        x.new_empty(x.shape[0] + 1, dtype=torch.int64),
     )
 
 
@@ -113,14 +119,14 @@ def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """For encoders with a CSR code: what their backward needs."""
     x, W_enc, b_enc, *rest = inputs
-    offsets, indices, _ = output
+    _, indices, offsets = output
     ctx.save_for_backward(x, W_enc, offsets, indices)
     ctx.b_dtype = b_enc.dtype
     ctx.rest = len(rest)
     ctx.mark_non_differentiable(offsets, indices)
 
 
-def backward(ctx: Any, _: Tensor, __: Tensor, dpre: Tensor) -> tuple[Any, ...]:
+def backward(ctx: Any, dpre: Tensor, *_: Any) -> tuple[Any, ...]:
     """For encoders with a CSR code: the gradient of the kept pre-activations."""
     x, W_enc, offsets, indices = ctx.saved_tensors
     dx = decode(dpre, indices, W_enc, offsets) if ctx.needs_input_grad[0] else None
@@ -141,6 +147,15 @@ _encode_relu = register(
 SPEC = OpSpec(
     "encode_relu",
     "x W_encᵀ + b_enc where above the threshold",
+    {
+        "x": "[N, d]",
+        "W_enc": "[F, d]",
+        "b_enc": "[F]",
+        "threshold": "[F]",
+        "returns": "row_offsets [N + 1], indices [nnz], values [nnz]",
+    },
+    FLOATS,
+    "none: what equals its threshold is dropped; NaN is kept",
     lambda s: 2.0 * s.N * s.d * s.F,
     lambda s: 4.0 * (s.N * s.d + s.F * s.d + s.F) + 8.0 * s.N * s.k,
 )

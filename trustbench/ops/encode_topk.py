@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.codes import TopKCode
 from trustbench.ops.decode import decode
 from trustbench.ops.registration import (
     DTYPE_CODE,
     check_encoder,
+    check_k,
     encoder_arguments,
     pre_activations,
     register,
 )
-from trustbench.ops.spec import OpSpec, Shape
+from trustbench.ops.spec import FLOATS, OpSpec, Shape
 from trustbench.ops.weight_grad import weight_grad
 
 
@@ -28,7 +28,8 @@ def encode_topk(
     """The k largest entries of pre = x W_enc^T + b_enc, then ReLU (Gao et al. 2024, eq. 4).
 
     Exact with respect to the pre-activations as computed; ties go to the lower index; a NaN counts
-    as larger than every number, so that it is seen. Differentiable in x, W_enc and b_enc.
+    as larger than every number, so that it is seen. Differentiable in x, W_enc and b_enc: an entry
+    passes its gradient on where its value is > 0.
 
     Parameters
     ----------
@@ -51,19 +52,24 @@ def encode_topk(
         For a wrong shape or dtype, or k outside [1, F].
     """
     check_encoder(x, W_enc, b_enc, matmul_dtype)
-    if not 1 <= k <= W_enc.shape[0]:
-        raise bad("k", k, f"an integer in [1, d_sae={W_enc.shape[0]}]")
+    check_k(k, W_enc.shape[0])
     return TopKCode(*_encode_topk(x, W_enc, b_enc, k, matmul_dtype))
 
 
 def reference(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    # A stable sort keeps the lower index first among equals, which torch.topk does not promise.
-    pre = pre_activations(x, W_enc, b_enc, matmul_dtype)
-    values, indices = pre.sort(dim=1, descending=True, stable=True)
-    # clone: a view would keep all F sorted columns alive.
-    return values[:, :k].relu().to(x.dtype), indices[:, :k].to(torch.int32)
+    values = torch.empty(len(x), k, dtype=x.dtype)
+    indices = torch.empty(len(x), k, dtype=torch.int32)
+    # Some tokens at a time: sorting all N F pre-activations together takes 16 bytes for each.
+    tokens = max(1, 2**22 // W_enc.shape[0])
+    for first in range(0, len(x), tokens):
+        part = slice(first, first + tokens)
+        pre = pre_activations(x[part], W_enc, b_enc, matmul_dtype)
+        # A stable sort keeps the lower index first among equals, which torch.topk does not promise.
+        top, at = pre.sort(dim=1, descending=True, stable=True)
+        values[part], indices[part] = top[:, :k].relu(), at[:, :k]
+    return values, indices
 
 
 def _cpu(
@@ -99,7 +105,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Any, ...]:
     x, W_enc, values, indices = ctx.saved_tensors
-    dpre = grad_values * (values > 0)
+    dpre = grad_values.masked_fill(~(values > 0), 0)
     dx = decode(dpre, indices, W_enc) if ctx.needs_input_grad[0] else None
     dW, db = weight_grad(dpre, indices, x, W_enc.shape[0])
     return dx, dW, db.to(ctx.b_dtype), None, None
@@ -123,4 +129,12 @@ def _bytes(s: Shape) -> float:
     return 4.0 * (s.N * s.d + s.F * s.d + s.F) + 8.0 * s.N * s.k
 
 
-SPEC = OpSpec("encode_topk", "relu(topk(x W_encᵀ + b_enc, k))", _flops, _bytes)
+SPEC = OpSpec(
+    "encode_topk",
+    "relu(topk(x W_encᵀ + b_enc, k))",
+    {"x": "[N, d]", "W_enc": "[F, d]", "b_enc": "[F]", "returns": "values, indices [N, k]"},
+    FLOATS,
+    "equal pre-activations: the lower feature first; NaN above every number",
+    _flops,
+    _bytes,
+)

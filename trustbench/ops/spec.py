@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float64)  # float64 runs the reference only
+
 
 class Shape(NamedTuple):
     """Sizes of one case: tokens, d_in, d_sae, active features a token."""
@@ -20,6 +24,9 @@ class OpSpec(NamedTuple):
 
     name: str
     definition: str
+    shapes: dict[str, str]  # of every tensor argument, and of the result ("returns")
+    dtypes: tuple[torch.dtype, ...]  # of its floating-point tensors; float64 runs the reference
+    ties: str  # which of equals comes first, or the order of the sums: what makes it deterministic
     flops: Callable[[Shape], float]
     bytes: Callable[[Shape], float]
 
@@ -30,6 +37,7 @@ TEST_SHAPES = (
     Shape(0, 16, 32, 4),
     Shape(5, 7, 33, 1),
     Shape(37, 130, 515, 9),
+    Shape(9, 515, 70, 5),
     Shape(13, 33, 40, 40),
     Shape(100, 64, 1000, 32),
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.codes import FeatureCode, entry_rows
-from trustbench.ops.registration import address, check_code, register
+from trustbench.ops.registration import address, check_code, check_entries, register
 from trustbench.ops.spec import OpSpec
 
 
@@ -31,7 +31,7 @@ def transpose_code(indices: Tensor, d_sae: int, row_offsets: Tensor | None = Non
     Raises
     ------
     InputError
-        For a wrong shape or dtype.
+        For a wrong shape or dtype, an index outside [0, d_sae), or offsets that do not fit the code.
     """
     check_code(indices, row_offsets)
     if d_sae < 1:
@@ -51,9 +51,9 @@ def reference(
 
 
 def _cpu(indices: Tensor, d_sae: int, row_offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    indices, row_offsets = check_entries(indices, row_offsets, d_sae)
     if dispatch.implementation("transpose_code", indices) == "reference":
         return reference(indices, d_sae, row_offsets)
-    indices = indices.contiguous()
     N = len(indices) if row_offsets is None else len(row_offsets) - 1
     k = indices.shape[1] if row_offsets is None else 0
     offsets = torch.empty(d_sae + 1, dtype=torch.int64)
@@ -84,6 +84,13 @@ _transpose_code = register(
 SPEC = OpSpec(
     "transpose_code",
     "entries sorted by (feature, token)",
+    {
+        "indices": "[N, k] or [nnz]",
+        "row_offsets": "[N + 1]",
+        "returns": "feature_offsets [F + 1], rows [nnz], positions [nnz]",
+    },
+    (),
+    "entries of one feature: the lower token first, then the order of the code",
     lambda s: 0.0,
     lambda s: 12.0 * s.N * s.k + 8.0 * s.F,
 )

@@ -7,8 +7,15 @@ from torch import Tensor
 
 from trustbench.ops import dispatch
 from trustbench.ops.codes import entry_rows
-from trustbench.ops.registration import DTYPE_CODE, FLOATS, check_code, check_tensor, register
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.registration import (
+    DTYPE_CODE,
+    check_code,
+    check_entries,
+    check_tensor,
+    no_second_order,
+    register,
+)
+from trustbench.ops.spec import FLOATS, OpSpec
 from trustbench.ops.transpose_code import transpose_code
 
 
@@ -22,7 +29,8 @@ def weight_grad(
     """dW[i] = Σ_p coefs[p] source[n] and db[i] = Σ_p coefs[p], over the entries p of feature i.
 
     dW_enc: coefs = gradient of the pre-activations, source = x. dW_dec: coefs = the code's values,
-    source = gradient of x_hat. Sums are fp32, tokens ascending: deterministic, without atomics.
+    source = gradient of x_hat. Sums are fp32, tokens ascending: deterministic, without atomics. An
+    entry of coefficient 0 contributes nothing, whatever its row holds.
 
     Parameters
     ----------
@@ -39,7 +47,7 @@ def weight_grad(
     Raises
     ------
     InputError
-        For a wrong shape or dtype.
+        For a wrong shape or dtype, an index outside [0, d_sae), or offsets that do not fit the code.
     """
     check_tensor("source", source, (None, None), *FLOATS)
     check_code(indices, row_offsets, tokens=source.shape[0])
@@ -54,6 +62,7 @@ def reference(
     features = indices.flatten().long()
     c = coefs.to(wide).flatten()
     terms = c[:, None] * source.to(wide)[entry_rows(indices, row_offsets)]
+    terms.masked_fill_(c[:, None] == 0, 0)
     dW = torch.zeros(d_sae, source.shape[1], dtype=wide).index_add_(0, features, terms)
     db = torch.zeros(d_sae, dtype=wide).index_add_(0, features, c)
     return dW.to(source.dtype), db.to(source.dtype)
@@ -63,8 +72,9 @@ def _cpu(
     coefs: Tensor, indices: Tensor, source: Tensor, d_sae: int, row_offsets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if dispatch.implementation("weight_grad", source) == "reference":
+        indices, row_offsets = check_entries(indices, row_offsets, d_sae)
         return reference(coefs, indices, source, d_sae, row_offsets)
-    code = transpose_code(indices, d_sae, row_offsets)
+    code = transpose_code(indices, d_sae, row_offsets)  # checks the entries
     coefs, source = coefs.float().contiguous(), source.contiguous()
     d = source.shape[1]
     dW = torch.empty(d_sae, d, dtype=torch.float32)
@@ -87,11 +97,21 @@ _weight_grad = register(
     " Tensor? row_offsets) -> (Tensor, Tensor)",
     _cpu,
     _fake,
+    backward=no_second_order("weight_grad"),
 )
 
 SPEC = OpSpec(
     "weight_grad",
     "dW[i] = Σ coefs source, db[i] = Σ coefs",
+    {
+        "coefs": "[N, k] or [nnz]",
+        "indices": "[N, k] or [nnz]",
+        "source": "[N, d]",
+        "row_offsets": "[N + 1]",
+        "returns": "dW [F, d], db [F]",
+    },
+    FLOATS,
+    "none: a feature's sum runs with tokens ascending",
     lambda s: 2.0 * s.N * s.k * s.d,
     lambda s: 4.0 * (s.F * s.d + s.N * s.d) + 12.0 * s.N * s.k,
 )

@@ -19,7 +19,8 @@ Dtype = Literal["auto", "fp32", "bf16"]
 Sink = Literal["tensorboard", "wandb", "trackio"]
 Site = Literal["resid_post", "resid_pre", "mlp_in", "mlp_out", "attn_out"]
 
-# What may differ between a run and its continuation: nothing that changes the numbers.
+# What may differ between a run and its continuation: how it runs, not what it computes (another
+# number of threads may round the model's own forward differently).
 MAY_CHANGE = frozenset({"checkpoint_minutes", "checkpoint_tokens", "sinks", "threads"})
 
 
