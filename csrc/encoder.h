@@ -38,15 +38,17 @@ inline std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
 
-// Page-aligned scratch memory in huge pages where the system gives them.
+// Aligned scratch memory; large pieces in huge pages where the system gives them.
 class Scratch {
   public:
     explicit Scratch(std::int64_t bytes) {
-        const std::size_t size = static_cast<std::size_t>(round_up(std::max<std::int64_t>(bytes, 1), 2 << 20));
-        data_ = std::aligned_alloc(2 << 20, size);
+        constexpr std::int64_t kHugePage = 2 << 20;
+        const std::int64_t alignment = bytes < kHugePage ? 64 : kHugePage;
+        const auto size = static_cast<std::size_t>(round_up(std::max<std::int64_t>(bytes, 1), alignment));
+        data_ = std::aligned_alloc(static_cast<std::size_t>(alignment), size);
         if (!data_) throw std::bad_alloc();
 #if defined(__linux__)
-        madvise(data_, size, MADV_HUGEPAGE);
+        if (alignment == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
 #endif
     }
     ~Scratch() { std::free(data_); }

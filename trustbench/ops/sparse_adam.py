@@ -24,6 +24,8 @@ from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.adam import adam_reference_
 from trustbench.ops.codes import FeatureCode
+from trustbench.ops.registration import check_tensor
+from trustbench.ops.spec import OpSpec
 
 L1Form = Literal["decoder_norm", "sum"]
 
@@ -98,6 +100,8 @@ def sparse_adam_(
         x - b_dec adds to the gradient of b_dec. Not multiplied by `clip_scale`.
     """
     _check(weights, values, code, x, grad, l1_form)
+    for moment, weight in zip(moments, (w for w in weights for _ in range(2)), strict=True):
+        _check_one("moments", moment, tuple(weight.shape), weight.dtype)
     if step < 1:
         raise bad("step", step, "an integer >= 1")
     arguments = (weights, values, code, x, grad, l1, l1_form)
@@ -202,26 +206,35 @@ def _gradients(
 def _check(
     weights: Weights, values: Tensor, code: FeatureCode, x: Tensor, grad: Tensor, l1_form: str
 ) -> None:
-    d_sae, d_in = weights.W_enc.shape
     if l1_form not in ("decoder_norm", "sum"):
         raise bad("l1_form", l1_form, "'decoder_norm' or 'sum'")
-    shapes = {
-        "W_dec": (weights.W_dec, (d_sae, d_in)),
-        "b_enc": (weights.b_enc, (d_sae,)),
-        "x": (x, (len(x), d_in)),
-        "grad": (grad, tuple(x.shape)),
-        "values": (values.flatten(), (len(code.rows),)),
-        "code.feature_offsets": (code.feature_offsets, (d_sae + 1,)),
-    }
-    for name, (tensor, shape) in shapes.items():
-        if tuple(tensor.shape) != shape:
-            raise bad(f"{name}.shape", tuple(tensor.shape), f"{shape}")
-    for name, tensor in (("W_enc", weights.W_enc), ("x", x), ("grad", grad), ("values", values)):
-        if tensor.dtype != weights.W_dec.dtype or tensor.dtype not in (
-            torch.float32,
-            torch.float64,
-        ):
-            raise bad(f"{name}.dtype", tensor.dtype, "torch.float32, like the other tensors")
+    W_dec = weights.W_dec
+    if W_dec.dtype not in (torch.float32, torch.float64):
+        raise bad("W_dec.dtype", W_dec.dtype, "torch.float32")
+    (d_sae, d_in), N, entries = W_dec.shape, len(x), values.numel()
+    _check_one("W_enc", weights.W_enc, (d_sae, d_in), W_dec.dtype)
+    _check_one("W_dec", W_dec, (d_sae, d_in), W_dec.dtype)
+    _check_one("b_enc", weights.b_enc, (d_sae,), W_dec.dtype)
+    _check_one("x", x, (N, d_in), W_dec.dtype)
+    _check_one("grad", grad, (N, d_in), W_dec.dtype)
+    _check_one("values", values, tuple(values.shape), W_dec.dtype)
+    _check_one("code.feature_offsets", code.feature_offsets, (d_sae + 1,), torch.int64)
+    # The kernel follows these as addresses.
+    for name, places, end in (("rows", code.rows, N), ("positions", code.positions, entries)):
+        _check_one(f"code.{name}", places, (entries,), torch.int32)
+        if entries:
+            low, high = (int(bound) for bound in places.aminmax())
+            if low < 0 or high >= end:
+                raise bad(f"code.{name}", [low, high], f"integers in [0, {end})")
+    offsets = code.feature_offsets
+    if offsets[0] != 0 or offsets[-1] != entries or bool((offsets.diff() < 0).any()):
+        raise bad("code.feature_offsets", int(offsets[-1]), f"ascending from 0 to {entries}")
+
+
+def _check_one(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check_tensor(name, tensor, shape, dtype)
+    if not tensor.is_contiguous():
+        raise bad(f"{name}.stride", tensor.stride(), "a contiguous tensor")
 
 
 def _addresses(*tensors: Tensor) -> list[int]:
@@ -231,8 +244,21 @@ def _addresses(*tensors: Tensor) -> list[int]:
 def _inputs(
     values: Tensor, code: FeatureCode, x: Tensor, grad: Tensor, contribution: Tensor
 ) -> list[int]:
-    tensors = (values, *code, x, grad, contribution)
-    for tensor in tensors:
-        if not tensor.is_contiguous():
-            raise bad("strides", tensor.stride(), "contiguous tensors")
-    return _addresses(*tensors)
+    return _addresses(values, *code, x, grad, contribution)
+
+
+SPEC = OpSpec(
+    "sparse_adam",
+    "weight gradients of a code, straight into Adam",
+    {
+        "weights": "W_enc [F, d], W_dec [F, d], b_enc [F]",
+        "values": "[N, k] or [nnz]",
+        "x": "[N, d]",
+        "grad": "[N, d]",
+        "returns": "[d]",
+    },
+    (torch.float32, torch.float64),
+    "none: a feature's sums run with tokens ascending, db_dec over fixed parts",
+    lambda s: 6.0 * s.N * s.k * s.d + 24.0 * s.F * s.d,
+    lambda s: 4.0 * (12 * s.F * s.d + 2 * s.N * s.d) + 12.0 * s.N * s.k,
+)
