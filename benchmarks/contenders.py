@@ -1,8 +1,9 @@
 """One SAE training step, by us and by each peer, behind one small interface.
 
 Every peer runs its own classes, in the order of operations of its own trainer (the file named in its
-docstring). AuxK is off for all: no feature is dead in a speed run. worker.py imports this file in
-whatever environment has the peer, so it imports nothing before it is asked to.
+docstring). `dead_after` switches AuxK on, each contender with its own form of it, for features
+inactive for so many tokens; 0 leaves it off (no feature is dead in a speed run). worker.py imports
+this file in whatever environment has the peer, so it imports nothing before it is asked to.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ class Contender:
 
     version = torch.__version__
 
-    def __init__(self, d: int, F: int, k: int, lr: float, steps: int, bf16: bool) -> None:
+    def __init__(
+        self, d: int, F: int, k: int, lr: float, steps: int, bf16: bool, dead_after: int = 0
+    ) -> None:
         self.d, self.F, self.k, self.lr, self.steps, self.bf16 = d, F, k, lr, steps, bf16
+        self.dead_after = dead_after
         self.build()
 
     def build(self) -> None:
@@ -51,13 +55,16 @@ class Trustbench(Contender):
         from trustbench.train.step import LayerTrainer
 
         self.version = _version("trustbench")
-        sae = SAE(SAEConfig(d_in=self.d, d_sae=self.F, k=self.k, auxk=0))
+        auxk = -1 if self.dead_after else 0
+        sae = SAE(SAEConfig(d_in=self.d, d_sae=self.F, k=self.k, auxk=auxk))
         sae.matmul_dtype = torch.bfloat16 if self.bf16 else None
-        self.trainer = LayerTrainer(sae)
+        self.trainer = LayerTrainer(sae, dead_after_tokens=self.dead_after or 10_000_000)
 
     def step(self, x: Tensor) -> None:
         if self.trainer.steps == 0:
-            self.trainer.sae.b_dec.data.copy_(x.mean(0))
+            from trustbench.sae.init import initialise
+
+            initialise(self.trainer.sae, x)
         self.trainer.step(x, self.lr)
 
     @torch.no_grad()
@@ -80,7 +87,7 @@ class Sparsify(Contender):
         self.sae = SparseCoder(self.d, config, dtype=torch.float32)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=self.lr)
         self.started = False
-        self.did_fire = torch.zeros(self.F, dtype=torch.bool)
+        self.inactive = torch.zeros(self.F, dtype=torch.long)
 
     def step(self, x: Tensor) -> None:
         if not self.started:
@@ -89,9 +96,11 @@ class Sparsify(Contender):
         self.sae.set_decoder_norm_to_unit_norm()
         variance = (x - x.mean(0)).pow(2).sum()
         with self.autocast():
-            out = self.sae(x, y=x, dead_mask=None, total_variance=variance)
-        self.did_fire[out.latent_indices.flatten()] = True
-        out.fvu.backward()
+            dead = self.inactive > self.dead_after if self.dead_after else None
+            out = self.sae(x, y=x, dead_mask=dead, total_variance=variance)
+        self.inactive += len(x)
+        self.inactive[out.latent_indices.flatten()] = 0
+        (out.fvu + out.auxk_loss / 32).backward()
         self.sae.remove_gradient_parallel_to_decoder_directions()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -114,7 +123,11 @@ class SaeLens(Contender):
         self.version = _version("sae-lens")
         torch.manual_seed(0)
         config = TopKTrainingSAEConfig(
-            d_in=self.d, d_sae=self.F, k=self.k, aux_loss_coefficient=0.0, device="cpu"
+            d_in=self.d,
+            d_sae=self.F,
+            k=self.k,
+            aux_loss_coefficient=1.0 if self.dead_after else 0.0,  # 1.0 is its default
+            device="cpu",
         )
         self.sae = TopKTrainingSAE(config)
         trainer_config = SAETrainerConfig(
@@ -123,6 +136,7 @@ class SaeLens(Contender):
             lr=self.lr,
             device="cpu",
             lr_end=self.lr / 10,
+            dead_feature_window=max(1, self.dead_after // 2048) if self.dead_after else 1000,
             autocast=False,  # entered in step(): on the CPU as its trainer does on a GPU
         )
         self.trainer = SAETrainer(trainer_config, self.sae, iter(()))

@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py --peers-python PATH
 
-Every contender trains on the same captured activations in the same order, with the same k and width,
-at each learning rate of one small grid, and is tested on the same held-out activations. The table has
-each contender's best.
+Every contender trains on the same captured activations in the same order, with the same k and width
+and its own AuxK, at each learning rate of one small grid, and is tested on the same held-out
+activations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trustbench.demo import assets
 from trustbench.sae.init import measure_input_scale
 
 CONTENDERS = ["trustbench", "sparsify", "SAELens"]
-RATES = [3e-4, 1e-3, 3e-3]
+RATES = [1e-3, 3e-3, 6e-3]
 
 
 def capture(text: Path, layer: int, tokens: int, shuffled: bool) -> torch.Tensor:
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=350_000)
     parser.add_argument("--d-sae", type=int, default=4096)
     parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--dead-after", type=int, default=20_000, help="tokens; for AuxK")
     parser.add_argument("--batch", type=int, default=2048)
     args = parser.parse_args()
 
@@ -64,6 +65,7 @@ def main() -> None:
         torch.save(train * scale, files["train"])
         torch.save(test * scale, files["test"])
         shape = {"d": train.shape[1], "F": args.d_sae, "k": args.k, "bf16": False}
+        shape["dead_after"] = args.dead_after
         for name in CONTENDERS:
             for lr in RATES:
                 steps = len(train) // args.batch
@@ -81,32 +83,33 @@ def main() -> None:
     here = machine()
     lines = [
         f"Layer {args.layer} of the demo model, d = {train.shape[1]}, d_sae = {args.d_sae},"
-        f" k = {args.k}, {len(train):,} tokens, batches of {args.batch}, fp32, constant rate;"
-        f" tested on {len(test):,} held-out tokens. Best of lr in {RATES}.",
+        f" k = {args.k}, {len(train):,} tokens, batches of {args.batch}, fp32, AuxK for features"
+        f" inactive for {args.dead_after:,} tokens; tested on {len(test):,} held-out tokens.",
         f"{here['cpu']}, {here['threads']} threads, commit {here['commit']}, {here['date']}.",
         "",
-        "| | version | best lr | fvu | never active on the test | seconds of training |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| | version | lr | fvu | never active on the test |",
+        "| --- | --- | ---: | ---: | ---: |",
     ]
-    best = {}
-    for name in CONTENDERS:
-        present = [f for f in figures if f["contender"] == name and "fvu" in f]
-        if not present:
-            lines.append(f"| {name} | absent | | | | |")
+    for f in figures:
+        if "fvu" not in f:
+            lines.append(f"| {f['contender']} | absent: {f.get('absent')} | {f['lr']:g} | | |")
             continue
-        best[name] = f = min(present, key=lambda f: f["fvu"])
         lines.append(
-            f"| {name} | {f['version']} | {f['lr']:g} | {f['fvu']:.4f} | {f['never_active']:.2%} |"
-            f" {f['seconds']:.0f} |"
+            f"| {f['contender']} | {f['version']} | {f['lr']:g} | {f['fvu']:.4f} |"
+            f" {f['never_active']:.2%} |"
         )
     write(
         "cpu_quality",
         {"machine": here, "arguments": vars(args), "figures": figures},
         "\n".join(lines) + "\n",
     )
-    worse = [n for n, f in best.items() if best["trustbench"]["fvu"] > 1.01 * f["fvu"]]
+    best = {
+        name: min((f["fvu"] for f in figures if f["contender"] == name and "fvu" in f), default=9.9)
+        for name in CONTENDERS
+    }
+    worse = [name for name in CONTENDERS if best["trustbench"] > 1.01 * best[name]]
     if worse:
-        sys.exit(f"trustbench's fvu is worse by more than 1 % than that of: {', '.join(worse)}")
+        sys.exit(f"trustbench's best fvu is worse by more than 1 % than that of: {', '.join(worse)}")
 
 
 if __name__ == "__main__":

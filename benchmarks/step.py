@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     args = parser.parse_args()
 
-    shape = {"d": args.d, "F": args.F, "k": args.k, "lr": 1e-4, "steps": 1000}
+    shape = {"d": args.d, "F": args.F, "k": args.k, "lr": 1e-4, "steps": 1000, "dead_after": 0}
     workers = [Worker(name, args.peers_python, bf16=bf16, **shape) for name, bf16 in RUNS]
     present = [w for w in workers if not w.absent]
     for worker in present:  # warm

@@ -1,6 +1,7 @@
 """Runs one contender in a process of its own; JSON lines on standard input and output.
 
-{"do": "build", "contender": ..., "d": ..., "F": ..., "k": ..., "lr": ..., "steps": ..., "bf16": ...}
+{"do": "build", "contender": ..., "d": ..., "F": ..., "k": ..., "lr": ..., "steps": ..., "bf16": ...,
+     "dead_after": ...}
 {"do": "step", "N": ...}                 -> {"seconds": ...}
 {"do": "memory", "N": ...}               -> {"peak": bytes, "step": bytes}
 {"do": "train", "train": file, "test": file, "batch": ...}  -> {"fvu": ..., "never_active": ...}
@@ -48,7 +49,8 @@ def main() -> None:
                 kind(8, 16, 2, 1e-4, 10, ask["bf16"]).step(torch.randn(4, 8))
                 gc.collect()
                 bare = memory("VmRSS")
-                contender = kind(*(ask[name] for name in ("d", "F", "k", "lr", "steps", "bf16")))
+                names = ("d", "F", "k", "lr", "steps", "bf16", "dead_after")
+                contender = kind(*(ask[name] for name in names))
                 answer = {"version": contender.version}
             except Exception as error:
                 answer = {"absent": f"{type(error).__name__}: {error}"}
@@ -67,10 +69,8 @@ def main() -> None:
         elif ask["do"] == "train":
             train, test = (torch.load(ask[name]) for name in ("train", "test"))
             batch = ask["batch"]
-            start = time.perf_counter()
             for at in range(0, len(train) - batch + 1, batch):
                 contender.step(train[at : at + batch])
-            seconds = time.perf_counter() - start
             error = 0.0
             fired = torch.zeros(contender.F, dtype=torch.long)
             for part in test.split(batch):
@@ -79,7 +79,7 @@ def main() -> None:
                 fired += counts
             total = (test - test.mean(0)).double().square().sum().item()
             dead = (fired == 0).double().mean().item()
-            answer = {"fvu": error / total, "never_active": dead, "seconds": seconds}
+            answer = {"fvu": error / total, "never_active": dead}
         print(json.dumps(answer), file=output, flush=True)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trustbench.errors import InputError
-from trustbench.sae.init import geometric_median, initial_b_dec, measure_input_scale
+from trustbench.sae import SAE, SAEConfig
+from trustbench.sae.init import geometric_median, initial_b_dec, initialise, measure_input_scale
 
 
 def test_geometric_median_minimises_the_mean_distance():
@@ -37,3 +38,23 @@ def test_b_dec_and_scale():
         initial_b_dec(x, "median")
     with pytest.raises(InputError, match="mean norm 0"):
         measure_input_scale(torch.zeros(3, 6))
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "relu"])
+def test_initialise_fits_scale_bias_and_encoder(activation):
+    sae = SAE(SAEConfig(d_in=24, d_sae=400, k=16, activation=activation, normalize="expected_norm"))
+    x = 30 * torch.randn(500, 8) @ torch.randn(8, 24) + 50
+    initialise(sae, x)
+    scaled = x * sae.input_scale
+    assert scaled.norm(dim=1).mean().item() == pytest.approx(24**0.5, rel=1e-4)
+    torch.testing.assert_close(sae.b_dec.data, geometric_median(scaled))
+
+    def error(factor: float) -> float:
+        with torch.no_grad():
+            x_hat = factor * (sae.decode(sae.encode(x)) * sae.input_scale - sae.b_dec) + sae.b_dec
+        return (scaled - x_hat).square().sum().item()
+
+    assert error(1.0) <= min(error(0.9), error(1.1), error(0.0))
+    # Tied up to the scale.
+    ratio = sae.W_enc / sae.W_dec
+    torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio))

@@ -1,13 +1,16 @@
-"""Where training starts: the decoder bias and the input scale, measured on activations."""
+"""Where training starts: input scale, decoder bias and encoder scale, measured on activations."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from trustbench.errors import bad
+
+if TYPE_CHECKING:
+    from trustbench.sae.model import SAE
 
 BiasInit = Literal["geometric_median", "mean", "zero"]
 
@@ -56,3 +59,23 @@ def random_directions(rows: int, d: int, seed: int) -> Tensor:
     """Random unit rows [rows, d], fp32, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(rows, d, generator=generator), dim=1)
+
+
+@torch.no_grad()
+def initialise(sae: SAE, x: Tensor, b_dec_init: BiasInit = "geometric_median") -> None:
+    """Fit a fresh SAE's starting point to a sample of activations x [N, d], as the model gives them.
+
+    Sets the input scale (where the config normalises), then b_dec, then, for a tied start, the scale
+    of W_enc: the s that minimises ‖x - b_dec - s x_hat‖². Which features are active does not depend
+    on s, but unscaled unit rows overlap and reconstruct several times too much, and the first part
+    of the training would go into shrinking them.
+    """
+    if sae.cfg.normalize == "expected_norm":
+        sae.input_scale.fill_(measure_input_scale(x))
+    scaled = sae.scaled(x)
+    sae.b_dec.copy_(initial_b_dec(scaled, b_dec_init))
+    if sae.cfg.tied_init and sae.cfg.activation != "jumprelu":  # its threshold fixes a scale
+        x_hat = sae.decode_scaled(sae.encode_scaled(scaled)) - sae.b_dec
+        size = x_hat.square().sum()
+        if size > 0:
+            sae.W_enc.mul_(((scaled - sae.b_dec) * x_hat).sum() / size)

@@ -21,14 +21,14 @@ from trustbench.data import Documents, TokenStream
 from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, load_saes
-from trustbench.sae.init import initial_b_dec, measure_input_scale
+from trustbench.sae.init import initialise
 from trustbench.train import checkpoint, schedule
 from trustbench.train.config import TrainConfig
 from trustbench.train.metrics import JsonLines, open_sinks
 from trustbench.train.step import AdamOptions, LayerTrainer
 
 _TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_INIT_TOKENS = 8192  # activations that b_dec and the input scale are measured on
+_INIT_TOKENS = 8192  # activations that an SAE's start is fitted to
 
 
 class TrainResult(NamedTuple):
@@ -176,13 +176,9 @@ class _Run:
             self.buffer.put({name: a[batch.mask].float() for name, a in acts.items()})
 
     def _initialise(self) -> None:
-        """Start b_dec and the input scale from the first activations."""
+        """Fit every SAE's start to the first activations."""
         for name, sample in self.buffer.peek(_INIT_TOKENS).items():
-            sae = self.trainers[name].sae
-            if sae.cfg.normalize == "expected_norm":
-                sae.input_scale.fill_(measure_input_scale(sample))
-            scaled = sample.float() * sae.input_scale
-            sae.b_dec.data.copy_(initial_b_dec(scaled, self.config.b_dec_init))
+            initialise(self.trainers[name].sae, sample.float(), self.config.b_dec_init)
 
     def _step(self, batch: dict[str, Tensor], bar: Any) -> None:
         config = self.config
