@@ -85,5 +85,12 @@ def test_help_has_every_field_explained():
 def test_info_tells_what_runs(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    for word in ("torch", "trustbench._C", "built; runs", "trustbench._cuda", "ops on cpu"):
+    for word in (
+        "torch",
+        "trustbench._C",
+        "built; runs",
+        "trustbench._cuda",
+        "ops on cpu",
+        "encode_topk",
+    ):
         assert word in text

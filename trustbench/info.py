@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import pkgutil
 import platform
 from typing import Any
 
 import torch
 
-from trustbench import __version__
+from trustbench import __version__, ops
 from trustbench.ops import dispatch
 
 
@@ -40,6 +41,7 @@ def collect() -> dict[str, Any]:
             devices = [f"not readable ({error})"]
         info["CUDA devices"] = devices or "none visible"
     info |= {f"ops on {device}": what for device, what in dispatch.implementations().items()}
+    info["ops"] = ", ".join(_op_names())
     return info
 
 
@@ -48,6 +50,15 @@ def text() -> str:
     info = collect()
     width = max(map(len, info))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in info.items())
+
+
+def _op_names() -> list[str]:
+    """Every op, as its file in trustbench/ops says it."""
+    modules = (
+        importlib.import_module(f"{ops.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(ops.__path__)
+    )
+    return [module.SPEC.name for module in modules if hasattr(module, "SPEC")]
 
 
 def _version(name: str) -> str:

@@ -28,6 +28,16 @@ FIELDS = {"model": "m", "data": "d", "out": "o", "tokens": 100, "sae": {"d_sae":
         ({"buffer_tokens": 100}, "buffer_tokens=100: expected 0 or at least batch_size"),
         ({"sinks": ["comet"]}, "sinks='comet'"),
         ({"batch_sise": 4}, "no field 'batch_sise'; did you mean 'batch_size'"),
+        ({"lr": "fast"}, "lr='fast': expected a number"),
+        ({"lr": True}, "lr=True: expected a number"),
+        ({"eps": 0.0}, r"eps=0\.0: expected a finite number > 0"),
+        ({"pack_documents": "no"}, "pack_documents='no': expected true or false"),
+        ({"data_field": 3}, "data_field=3: expected a string"),
+        ({"sinks": "wandb"}, "sinks='wandb': expected a list"),
+        ({"snapshots": 50}, "snapshots=50: expected a list"),
+        ({"layers": 3}, "layers=3: expected 'all', or a list"),
+        ({"layers": [0, 1.5]}, r"layers=\[0, 1\.5\]: expected 'all', or a list"),
+        ({"sae": None}, "sae=None: expected an SAEConfig"),
         ({"sae": {"d_sae": 4, "k": 5}}, r"k=5: expected an integer in \[1, d_sae=4\]"),
         ({"sae": {"dsae": 4}}, "SAEConfig has no field 'dsae'; did you mean 'd_sae'"),
     ],
@@ -51,6 +61,9 @@ def test_files_and_round_trip(tmp_path):
     )
     assert TrainConfig.from_file(tmp_path / "c.json") == config
     assert TrainConfig.from_file(tmp_path / "c.yaml") == config
+    for spelled in ("2e-4", "2.0e-4", "+2E-4", "0.0002"):  # PyYAML reads the first as a string
+        (tmp_path / "lr.yaml").write_text((tmp_path / "c.yaml").read_text() + f"lr: {spelled}\n")
+        assert TrainConfig.from_file(tmp_path / "lr.yaml").lr == 2e-4
     (tmp_path / "bad.yaml").write_text("model: [")
     for name in ("bad.yaml", "absent.json"):
         with pytest.raises(InputError, match="not readable"):

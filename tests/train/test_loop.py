@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +15,6 @@ import pytest
 import torch
 
 import trustbench as tb
-from trustbench import files
 from trustbench.errors import CheckpointError, DataError, InputError, NonFiniteError
 from trustbench.sae import load_saes
 from trustbench.train import loop
@@ -149,6 +150,30 @@ def test_a_signal_stops_cleanly_with_a_checkpoint(config, tmp_path, monkeypatch,
     assert all(torch.equal(mine[n].nan_to_num(), theirs[n].nan_to_num()) for n in mine)
 
 
+def edit(path, change):
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+
+
+def flip_a_bit(path):
+    """In the last tensor: still a valid safetensors file."""
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 64
+    path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def files_end_at(size):
+    """A disk with that much room for any one file: writes past it fail in the system itself."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.fixture
 def stopped_run(config, tmp_path, monkeypatch):
     """A run with a checkpoint, stopped half way; its config and directory."""
@@ -174,6 +199,9 @@ def stopped_run(config, tmp_path, monkeypatch):
         ("buffer.safetensors", lambda p: p.write_bytes(b"x" * 100), "buffer.*truncated or corrupt"),
         ("state.json", lambda p: p.write_text("{"), r"state\.json: not readable as JSON"),
         ("state.json", lambda p: p.write_text("{}"), r"state\.json: expected format"),
+        ("state.json", lambda p: edit(p, lambda s: s.pop("stream")), r"state\.json: expected format"),
+        ("layer_2.safetensors", lambda p: flip_a_bit(p), r"layer_2\.safetensors: corrupt"),
+        ("buffer.safetensors", lambda p: flip_a_bit(p), r"buffer\.safetensors: corrupt"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(stopped_run, name, damage, message):
@@ -201,24 +229,56 @@ def test_a_directory_of_another_run_is_refused(stopped_run, config, tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     with pytest.raises(CheckpointError, match="not empty and no trustbench run"):
         tb.train(config(out=str(tmp_path / "other")), progress=False)
-    # What changes no number may change.
-    assert tb.train(config(checkpoint_minutes=3.0, threads=2), progress=False).finished
+    # What changes no number may change: the place as well.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = config(out=str(tmp_path / "moved"), checkpoint_minutes=3.0, threads=2)
+    result = tb.train(moved, progress=False)
+    assert result.finished and metric_lines(result.out)[0]["step"] == 5
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(stopped_run, config, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint(stopped_run, config):
     stopped, run = stopped_run
     before = (run / "checkpoint" / "state.json").read_bytes()
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", full)
-        with pytest.raises(CheckpointError, match=r"No space left.*previous checkpoint is intact"):
+    with files_end_at(100_000):  # the buffer needs more
+        message = r"run/checkpoint: not written \(.*too large.*what was there before is intact"
+        with pytest.raises(CheckpointError, match=message):
             tb.train(config(checkpoint_tokens=1000), progress=False)
     assert (run / "checkpoint" / "state.json").read_bytes() == before
     assert not list(run.glob(".checkpoint*"))
     assert tb.train(stopped, progress=False).finished
+
+
+@pytest.mark.parametrize(
+    ("room", "fields", "what"),
+    [
+        (1_000, {}, r"config\.json"),
+        (4_000, {"log_every": 1}, r"metrics\.jsonl"),
+        (20_000, {"snapshots": [500]}, "snapshots/500"),
+        (20_000, {}, "final"),
+    ],
+)
+def test_a_full_disk_is_named_wherever_it_shows(config, tmp_path, room, fields, what):
+    sized = config(sae={"d_sae": 256, "k": 4}, **fields)
+    with files_end_at(room), pytest.raises(CheckpointError, match=f"run/{what}: not written"):
+        tb.train(sized, progress=False)
+    assert tb.train(sized, progress=False).finished
+    whole = config(sae={"d_sae": 256, "k": 4}, out=str(tmp_path / "whole"), **fields)
+    tb.train(whole, progress=False)
+    assert metric_lines(tmp_path / "run") == metric_lines(tmp_path / "whole")
+
+
+def test_what_a_killed_process_left_half_written_is_removed(stopped_run, config, tmp_path):
+    stopped, run = stopped_run
+    (run / ".checkpoint.a1b2.tmp").mkdir()
+    (run / ".checkpoint.a1b2.tmp" / "layer_0.safetensors").write_bytes(b"half")
+    (run / "snapshots" / ".3000.a1b2.tmp").mkdir(parents=True)
+    assert tb.train(stopped, progress=False).finished
+    assert not list(run.rglob("*.tmp"))
+    # Killed while its very first file was written: still an empty directory.
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".config.json.a1b2.tmp").write_text("{")
+    assert tb.train(config(out=str(tmp_path / "new")), progress=False).finished
+    assert not list((tmp_path / "new").rglob("*.tmp"))
 
 
 def test_non_finite_activations_stop_the_run_and_leave_it_resumable(config, tmp_path, monkeypatch):
@@ -234,8 +294,32 @@ def test_non_finite_activations_stop_the_run_and_leave_it_resumable(config, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(loop.ActivationCapture, "run", poisoned)
         with pytest.raises(NonFiniteError, match=r"gpt_neox\.layers\.1: NaN or Inf in 1 of"):
-            tb.train(config(checkpoint_tokens=1000), progress=False)
-    assert tb.train(config(checkpoint_tokens=1000), progress=False).finished
+            tb.train(config(checkpoint_minutes=0), progress=False)
+    assert continues_without_loss(config, tmp_path)
+
+
+def continues_without_loss(config, tmp_path, **fields):
+    """The stopped run wrote a checkpoint of its last step; continued, it equals one never stopped."""
+    last = metric_lines(tmp_path / "run")[-1]["tokens"]
+    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
+    assert 0 < last <= state["progress"]["tokens"] < last + 5 * 256
+    assert tb.train(config(checkpoint_minutes=0, **fields), progress=False).finished
+    tb.train(config(checkpoint_minutes=0, out=str(tmp_path / "whole"), **fields), progress=False)
+    mine, theirs = weights(tmp_path / "whole" / "final"), weights(tmp_path / "run" / "final")
+    assert all(torch.equal(mine[n].nan_to_num(), theirs[n].nan_to_num()) for n in mine)
+    return metric_lines(tmp_path / "whole") == metric_lines(tmp_path / "run")
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_bad_data_in_the_middle_loses_nothing(config, tiny_text, tmp_path, pack):
+    good = [json.dumps({"text": line}) for line in tiny_text.read_text().splitlines()]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join([*good[:200], "{broken", *good[201:]]))
+    fields = {"data": str(data), "pack_documents": pack, "buffer_tokens": 1024}
+    with pytest.raises(DataError, match=r"data\.jsonl: line 201 is not JSON"):
+        tb.train(config(checkpoint_minutes=0, **fields), progress=False)
+    data.write_text("\n".join(good))
+    assert continues_without_loss(config, tmp_path, **fields)
 
 
 def test_bad_input_costs_nothing(config, tmp_path):
@@ -248,10 +332,14 @@ def test_bad_input_costs_nothing(config, tmp_path):
         ({"layers": ["gpt_neox.layer.1"]}, InputError, "near: gpt_neox"),
         ({"model": str(tmp_path)}, InputError, "expected a folder or hub name"),
         ({"sae": {"d_sae": 64, "k": 4, "d_in": 17}}, InputError, r"sae\.d_in=17: expected 0 or 16"),
+        ({"context_length": 65}, InputError, "context_length=65: expected at most the model's 64"),
+        ({"out": str(empty)}, InputError, r"out='.*': expected a directory to write in"),
+        ({"out": str(empty / "run")}, InputError, r"empty\.txt is not one"),
     ]
     for change, error, message in cases:
         with pytest.raises(error, match=message):
             tb.train(config(**change), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_gets_the_figures(config, tmp_path):
@@ -264,10 +352,37 @@ def test_tensorboard_gets_the_figures(config, tmp_path):
     assert "gpt_neox.layers.2/fvu" in events.Tags()["scalars"]
 
 
-def test_a_missing_sink_says_what_to_install(config, monkeypatch):
+def test_tensorboard_of_a_killed_run_is_as_if_it_never_stopped(config, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    step, calls = loop._Run._step, []
+
+    def dying(self, *arguments):
+        step(self, *arguments)
+        calls.append(None)
+        if len(calls) == 30:
+            raise RuntimeError("killed")
+
+    watched = config(sinks=["tensorboard"], checkpoint_tokens=20 * 256)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            tb.train(watched, progress=False)
+    tb.train(watched, progress=False)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    name = "gpt_neox.layers.2"
+    drawn = [(e.step, e.value) for e in events.Scalars(f"{name}/fvu")]
+    lines = [line for line in metric_lines(tmp_path / "run") if line["hook_point"] == name]
+    assert drawn == [(line["tokens"], pytest.approx(line["fvu"])) for line in lines]
+
+
+def test_a_missing_sink_says_what_to_install_before_any_work(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r"pip install 'trustbench\[sinks\]'"):
         tb.train(config(sinks=["wandb"]), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_trackers_get_init_log_finish(config, tmp_path, monkeypatch):

@@ -106,6 +106,12 @@ def test_state_round_trip_continues_bit_for_bit():
         assert torch.equal(tensor, second.state_dict()[name]), name
     with pytest.raises(KeyError, match="adam"):
         second.load_state_dict({"sae.W_enc": torch.zeros(1)})
+    # A shape that broadcasts, or a dtype that converts, is another SAE's all the same.
+    for wrong in (torch.zeros(1, 24), torch.zeros(96, 24, dtype=torch.float64)):
+        before = second.sae.W_dec.clone()
+        with pytest.raises(RuntimeError, match=r"sae\.W_enc is .* expected torch.float32 \[96, 24\]"):
+            second.load_state_dict(second.state_dict() | {"sae.W_enc": wrong})
+        assert torch.equal(second.sae.W_dec, before)
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes():

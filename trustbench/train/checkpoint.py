@@ -1,6 +1,6 @@
 """Checkpoints: a directory that holds everything the next step depends on.
 
-    out/checkpoint/state.json             step, tokens, data position, buffer counters, RNG, config
+    out/checkpoint/state.json             step, tokens, data position, buffer counters, RNG, checksums
     out/checkpoint/buffer.safetensors     the buffered activations
     out/checkpoint/layer_<i>.safetensors  one SAE with its optimiser state
 
@@ -9,18 +9,38 @@ It is written beside its place and renamed, so a kill at any moment leaves a who
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
 
 from trustbench import files
 from trustbench.buffer import ActivationBuffer
 from trustbench.data import TokenStream
-from trustbench.errors import CheckpointError
+from trustbench.errors import CheckpointError, InputError, bad
 from trustbench.train.config import MAY_CHANGE, TrainConfig
 from trustbench.train.step import LayerTrainer
 
 FORMAT = "trustbench-checkpoint-1"
+_STATE = {"format", "progress", "hook_points", "stream", "buffer", "checksums"}
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Inside the block `target` is written; a full disk, say, raises one clear CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors words the system's errors itself
+        raise CheckpointError(
+            f"{target}: not written ({error}); what was there before is intact, and the same command"
+            " continues from the last checkpoint, if there is one"
+        ) from error
 
 
 def save(
@@ -30,7 +50,7 @@ def save(
     buffer: ActivationBuffer,
     trainers: Mapping[str, LayerTrainer],
 ) -> None:
-    """Write out/checkpoint. An OSError (a full disk, say) leaves the previous one as it was."""
+    """Write out/checkpoint; CheckpointError, with the previous one as it was, when it cannot be."""
     held = buffer.state_dict()
     state = {
         "format": FORMAT,
@@ -39,17 +59,12 @@ def save(
         "stream": stream.state_dict(),
         "buffer": held["meta"],
     }
-    try:
-        with files.atomic_dir(out / "checkpoint") as directory:
-            for i, trainer in enumerate(trainers.values()):
-                files.save_tensors(directory / f"layer_{i}.safetensors", trainer.state_dict())
-            files.save_tensors(directory / "buffer.safetensors", held["tensors"])
-            files.atomic_write_json(directory / "state.json", state)
-    except OSError as error:
-        raise CheckpointError(
-            f"{out}/checkpoint: not written ({error}); the previous checkpoint is intact,"
-            " and the same command resumes from it"
-        ) from error
+    with writing(out / "checkpoint"), files.atomic_dir(out / "checkpoint") as directory:
+        for i, trainer in enumerate(trainers.values()):
+            files.save_tensors(directory / f"layer_{i}.safetensors", trainer.state_dict())
+        files.save_tensors(directory / "buffer.safetensors", held["tensors"])
+        state["checksums"] = {path.name: _checksum(path) for path in sorted(directory.iterdir())}
+        files.atomic_write_json(directory / "state.json", state)
 
 
 def load(
@@ -69,28 +84,51 @@ def load(
     if directory is None:
         return None
     state = files.read_json(directory / "state.json")
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{directory}/state.json: expected format {FORMAT!r}")
+    if not isinstance(state, dict) or state.get("format") != FORMAT or state.keys() != _STATE:
+        raise CheckpointError(f"{directory}/state.json: expected format {FORMAT!r}, whole")
     if state["hook_points"] != list(trainers):
         raise CheckpointError(f"{directory}: holds other hook points: {state['hook_points']}")
     for i, trainer in enumerate(trainers.values()):
         path = directory / f"layer_{i}.safetensors"
-        tensors = files.load_tensors(path)
+        tensors = _verified(path, state["checksums"])
         try:
             trainer.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit this run ({error})") from error
-    held = files.load_tensors(directory / "buffer.safetensors")
-    buffer.load_state_dict({"tensors": held, "meta": state["buffer"]})
+    path = directory / "buffer.safetensors"
+    held = _verified(path, state["checksums"])
+    try:
+        buffer.load_state_dict({"tensors": held, "meta": state["buffer"]})
+    except InputError as error:
+        raise CheckpointError(f"{path}: does not fit this run ({error})") from error
     stream.load_state_dict(state["stream"])
     return state["progress"]
 
 
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file's bytes: it finds what a bad disk or copy changed."""
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def _verified(path: Path, checksums: Mapping[str, int]) -> dict[str, Tensor]:
+    tensors = files.load_tensors(path)
+    if _checksum(path) != checksums.get(path.name):
+        raise CheckpointError(f"{path}: corrupt (its checksum is not the one in state.json)")
+    return tensors
+
+
 def check_same_run(out: Path, config: TrainConfig) -> None:
-    """Refuse a directory that holds another run, or something that is no run."""
+    """Refuse a path where no directory can be, another run, or something that is no run."""
+    standing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        raise bad("out", str(out), f"a directory to write in; {standing} is not one")
     path = out / "config.json"
     if not path.exists():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and set(out.iterdir()) - set(_leftovers(out)):
             raise CheckpointError(
                 f"out={str(out)!r}: not empty and no trustbench run (it has no config.json);"
                 " expected a new or empty directory"
@@ -103,6 +141,21 @@ def check_same_run(out: Path, config: TrainConfig) -> None:
                 f"out={str(out)!r} holds a run of another config:"
                 f" {name}={saved.get(name)!r} there, {mine.get(name)!r} here"
             )
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a killed process was still writing: a checkpoint's worth of disk each."""
+    for path in _leftovers(out):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _leftovers(out: Path) -> list[Path]:
+    """The temporary names of trustbench.files beside what a run writes."""
+    found = [p for n in ("config.json", "checkpoint", "final") for p in out.glob(f".{n}.*.tmp")]
+    return found + list((out / "snapshots").glob(".*.tmp"))
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

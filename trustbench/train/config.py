@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,9 +20,9 @@ Dtype = Literal["auto", "fp32", "bf16"]
 Sink = Literal["tensorboard", "wandb", "trackio"]
 Site = Literal["resid_post", "resid_pre", "mlp_in", "mlp_out", "attn_out"]
 
-# What may differ between a run and its continuation: how it runs, not what it computes (another
-# number of threads may round the model's own forward differently).
-MAY_CHANGE = frozenset({"checkpoint_minutes", "checkpoint_tokens", "sinks", "threads"})
+# What may differ between a run and its continuation: where and how it runs, not what it computes
+# (another number of threads may round the model's own forward differently).
+MAY_CHANGE = frozenset({"out", "checkpoint_minutes", "checkpoint_tokens", "sinks", "threads"})
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class TrainConfig:
     data
         Text: a .txt, .jsonl(.gz) or .parquet file, a directory or glob of them, or hf:NAME[:CONFIG].
     out
-        The run's directory. If it holds this run already, the run continues where it stopped.
+        The run's directory. If it holds this run already, the run continues where it stopped; only
+        checkpoint_minutes, checkpoint_tokens, sinks and threads may differ then. It may be moved.
     sae
         The SAEs; d_in is taken from the model when it is 0.
     tokens
@@ -46,7 +48,7 @@ class TrainConfig:
     site
         What a layer number means: resid_post, resid_pre, mlp_in, mlp_out or attn_out.
     context_length
-        Tokens a row of text, at most.
+        Tokens a row of text, at most; no more than the model has positions for.
     model_rows
         Rows a forward of the model.
     model_dtype
@@ -150,8 +152,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("model", "data", "out"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+            if not getattr(self, name):
                 raise bad(name, getattr(self, name), "a non-empty string")
         least = {
             "tokens": 1, "context_length": 2, "model_rows": 1, "batch_size": 1, "buffer_tokens": 0,
@@ -161,9 +164,12 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < bound:
                 raise bad(name, value, f"an integer >= {bound}")
-        for name in ("lr", "eps", "clip_norm", "checkpoint_minutes"):
+        for name in ("lr", "clip_norm", "checkpoint_minutes"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise bad(name, getattr(self, name), "a finite number >= 0")
+        # Adam divides a feature that never fired by sqrt(0) + eps.
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise bad("eps", self.eps, "a finite number > 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise bad(name, getattr(self, name), "a number in [0, 1)")
@@ -182,7 +188,7 @@ class TrainConfig:
         for sink in self.sinks:
             if sink not in get_args(Sink):
                 raise bad("sinks", sink, f"some of {', '.join(get_args(Sink))}")
-        if any(not isinstance(s, int) or not 0 < s <= self.tokens for s in self.snapshots):
+        if any(type(s) is not int or not 0 < s <= self.tokens for s in self.snapshots):
             raise bad("snapshots", self.snapshots, f"token counts in [1, tokens={self.tokens}]")
         if self.buffer_tokens and self.buffer_tokens < self.smallest_buffer:
             raise bad(
@@ -190,6 +196,25 @@ class TrainConfig:
                 self.buffer_tokens,
                 f"0 or at least batch_size + model_rows * context_length = {self.smallest_buffer}",
             )
+
+    def _check_types(self) -> None:
+        """A file or a dict can hold anything; integers and choices are checked with their ranges."""
+        kinds: dict[str, tuple[Any, str]] = {
+            "str": (str, "a string"),
+            "bool": (bool, "true or false"),
+            "float": ((int, float), "a number"),
+            "list[int]": (list, "a list of token counts"),
+            "list[Sink]": (list, "a list of names"),
+            "SAEConfig": (SAEConfig, "an SAEConfig"),
+        }
+        for name, annotation in ((f.name, str(f.type)) for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            kind, expected = kinds.get(annotation, (object, ""))
+            if not isinstance(value, kind) or (annotation == "float" and isinstance(value, bool)):
+                raise bad(name, value, expected)
+        listed = self.layers if isinstance(self.layers, list) else [self.layers]
+        if any(type(entry) not in (int, str) for entry in listed) or type(self.layers) is int:
+            raise bad("layers", self.layers, "'all', or a list of layer numbers and names")
 
     @property
     def smallest_buffer(self) -> int:
@@ -219,7 +244,8 @@ class TrainConfig:
         if required:
             raise InputError(f"TrainConfig: missing {', '.join(required)}")
         sae = fields["sae"]
-        sae = sae if isinstance(sae, SAEConfig) else SAEConfig.from_dict(sae)
+        if isinstance(sae, dict):
+            sae = SAEConfig.from_dict(sae)
         return cls(**{**fields, "sae": sae})
 
     @classmethod
@@ -227,9 +253,15 @@ class TrainConfig:
         """Read a YAML or JSON file."""
         import yaml
 
+        class Loader(yaml.SafeLoader):
+            """PyYAML takes 2e-4, without a dot, for a string; YAML 1.2 and people do not."""
+
+        number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+        Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
         try:
             text = Path(path).read_text(encoding="utf-8")
-            fields = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+            is_json = Path(path).suffix == ".json"
+            fields = json.loads(text) if is_json else yaml.load(text, Loader)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"config={str(path)!r}: not readable ({error})") from error
         if not isinstance(fields, dict):

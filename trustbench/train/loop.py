@@ -18,13 +18,13 @@ from trustbench import files
 from trustbench.buffer import ActivationBuffer
 from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
 from trustbench.data import Documents, TokenStream
-from trustbench.errors import bad
+from trustbench.errors import DataError, NonFiniteError, bad
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, load_saes
 from trustbench.sae.init import initialise
 from trustbench.train import checkpoint, schedule
 from trustbench.train.config import TrainConfig
-from trustbench.train.metrics import JsonLines, open_sinks
+from trustbench.train.metrics import JsonLines, import_libraries, open_sinks
 from trustbench.train.step import AdamOptions, LayerTrainer
 
 _TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,7 +58,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     ------
     InputError, DataError, CheckpointError, NonFiniteError
         Each says what is wrong in one sentence. A run stopped by one of them resumes from its last
-        checkpoint once the cause is gone.
+        checkpoint once the cause is gone; bad data or activations lose nothing at all, as a
+        checkpoint is written before they are reported.
     """
     out = Path(config.out)
     checkpoint.check_same_run(out, config)
@@ -74,6 +75,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.out = config, Path(config.out)
+        self.libraries = import_libraries(config)
         documents = Documents(
             config.data,
             field=config.data_field,
@@ -81,6 +83,9 @@ class _Run:
             separator=config.document_separator,
         )
         model, tokenizer = load_model(config.model, dtype=_TORCH[config.model_dtype])
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if positions and config.context_length > positions:
+            raise bad("context_length", config.context_length, f"at most the model's {positions}")
         points = resolve_hook_points(model, config.layers, config.site)
         self.capture = ActivationCapture(model, points)
         probe = self.capture.run(torch.zeros(1, 2, dtype=torch.int64))
@@ -123,12 +128,15 @@ class _Run:
             self._fill()
             self._initialise()
         # Only now that model, text and settings have worked together does the directory exist.
-        files.atomic_write_json(self.out / "config.json", config.to_dict())
+        with checkpoint.writing(self.out / "config.json"):
+            files.atomic_write_json(self.out / "config.json", config.to_dict())
+        checkpoint.remove_leftovers(self.out)
         with ExitStack() as stack:
             position = saved["metrics_position"] if saved else 0
-            self.lines = JsonLines(self.out / "metrics.jsonl", position)
+            with checkpoint.writing(self.out / "metrics.jsonl"):
+                self.lines = JsonLines(self.out / "metrics.jsonl", position)
             stack.callback(self.lines.close)
-            self.sinks = open_sinks(config, self.out)
+            self.sinks = open_sinks(self.libraries, config, self.out, self.tokens)
             for sink in self.sinks:
                 stack.callback(sink.close)
             bar = stack.enter_context(
@@ -138,8 +146,7 @@ class _Run:
             stopping = stack.enter_context(_stop_signals())
             finished = self._loop(bar, stopping)
         if finished:
-            with files.atomic_dir(self.out / "final") as directory:
-                self._save_saes(directory)
+            self._save_saes(self.out / "final")
         saes = {name: trainer.sae.eval() for name, trainer in self.trainers.items()}
         for sae in saes.values():
             sae.matmul_dtype = None  # as they load from files
@@ -150,7 +157,11 @@ class _Run:
         self._last = (time.monotonic(), self.tokens)
         saved_at, saved_tokens = time.monotonic(), self.tokens
         while self.tokens < config.tokens:
-            self._fill()
+            try:
+                self._fill()
+            except (DataError, NonFiniteError):
+                self._checkpoint()  # all steps so far are whole, and _fill left the data where it was
+                raise
             batch = self.buffer.take(min(config.batch_size, config.tokens - self.tokens))
             self._step(batch, bar)
             due = config.checkpoint_tokens and (
@@ -167,13 +178,21 @@ class _Run:
         return True
 
     def _fill(self) -> None:
-        """Capture until the buffer has no room for another forward (or the run needs no more)."""
+        """Capture until the buffer has no room for another forward (or the run needs no more).
+
+        If a forward cannot be had or stored, the stream stands before it again.
+        """
         config = self.config
         most = config.model_rows * config.context_length
         while self.buffer.space >= most and self.buffer.tokens_in < config.tokens:
-            batch = next(self.stream)
-            acts = self.capture.run(batch.input_ids)
-            self.buffer.put({name: a[batch.mask].float() for name, a in acts.items()})
+            position = self.stream.state_dict()
+            try:
+                batch = next(self.stream)
+                acts = self.capture.run(batch.input_ids)
+                self.buffer.put({name: a[batch.mask].float() for name, a in acts.items()})
+            except (DataError, NonFiniteError):
+                self.stream.load_state_dict(position)
+                raise
 
     def _initialise(self) -> None:
         """Fit every SAE's start to the first activations."""
@@ -202,18 +221,20 @@ class _Run:
             for name, result in results.items():
                 line = {"step": step, "tokens": self.tokens, "hook_point": name, "lr": lr}
                 line |= result._asdict() | {"tokens_per_second": round(speed)}
-                for sink in (self.lines, *self.sinks):
+                with checkpoint.writing(self.out / "metrics.jsonl"):
+                    self.lines.write(line)
+                for sink in self.sinks:
                     sink.write(line)
             mean = sum(result.fvu or 0.0 for result in results.values()) / len(results)
             bar.set_postfix_str(f"mean fvu {mean:.4f}")
         for count in config.snapshots:
             if before < count <= self.tokens:
-                with files.atomic_dir(self.out / "snapshots" / str(count)) as directory:
-                    self._save_saes(directory)
+                self._save_saes(self.out / "snapshots" / str(count))
 
-    def _save_saes(self, directory: Path) -> None:
-        for name, trainer in self.trainers.items():
-            trainer.sae.save(directory / name)
+    def _save_saes(self, target: Path) -> None:
+        with checkpoint.writing(target), files.atomic_dir(target) as directory:
+            for name, trainer in self.trainers.items():
+                trainer.sae.save(directory / name)
 
     def _checkpoint(self) -> None:
         progress = {"tokens": self.tokens, "metrics_position": self.lines.position}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,24 +24,21 @@ class Sink(Protocol):
 class JsonLines:
     """out/metrics.jsonl: one line a layer every `log_every` steps.
 
-    `position` goes into checkpoints; a resumed run cuts the file there, so that it reads as if the
-    run had never stopped.
+    `position`, in bytes, goes into checkpoints; a resumed run cuts the file there, so that it reads
+    as if the run had never stopped.
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:
-        self._file = path.open("a+", encoding="utf-8")
+        # Unbuffered: nothing is left to be written when a full disk ends the run.
+        self._file = path.open("ab", buffering=0)
         self._file.truncate(position)
-        self._file.seek(position)
-
-    @property
-    def position(self) -> int:
-        """Bytes written and flushed."""
-        self._file.flush()
-        return self._file.tell()
+        self.position = position
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        data = (json.dumps(line) + "\n").encode()
+        if self._file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.position += len(data)
 
     def close(self) -> None:
         self._file.close()
@@ -57,10 +57,10 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 class TensorBoard:
     """Event files in out/tensorboard."""
 
-    def __init__(self, out: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(out / "tensorboard"))
+    def __init__(self, library: Any, out: Path, tokens: int) -> None:
+        # What a killed run drew after its last checkpoint is drawn again: the old lines are purged.
+        purge = tokens + 1 if tokens else None
+        self._writer = library.SummaryWriter(str(out / "tensorboard"), purge_step=purge)
 
     def write(self, line: dict[str, Any]) -> None:
         for key, value in _numbers(line).items():
@@ -84,23 +84,23 @@ class Tracker:
         self._library.finish()
 
 
-def open_sinks(config: TrainConfig, out: Path) -> list[Sink]:
-    """The sinks that the config asks for; InputError when a library is missing."""
-    sinks: list[Sink] = []
+def import_libraries(config: TrainConfig) -> dict[str, Any]:
+    """The libraries of the sinks that the config asks for; InputError when one is missing."""
+    libraries: dict[str, Any] = {}
     for name in config.sinks:
         try:
-            if name == "tensorboard":
-                sinks.append(TensorBoard(out))
-            elif name == "wandb":
-                import wandb
-
-                sinks.append(Tracker(wandb, out, config))
-            else:
-                import trackio
-
-                sinks.append(Tracker(trackio, out, config))
+            home = "torch.utils.tensorboard" if name == "tensorboard" else name
+            libraries[name] = import_module(home)
         except ImportError as error:
             raise InputError(
                 f"sinks={name!r}: its library is missing: pip install 'trustbench[sinks]' ({error})"
             ) from error
-    return sinks
+    return libraries
+
+
+def open_sinks(libraries: dict[str, Any], config: TrainConfig, out: Path, tokens: int) -> list[Sink]:
+    """Open a sink for each library of `import_libraries`, for a run that stands at `tokens`."""
+    return [
+        TensorBoard(library, out, tokens) if name == "tensorboard" else Tracker(library, out, config)
+        for name, library in libraries.items()
+    ]

@@ -224,6 +224,12 @@ class LayerTrainer:
         mine = self.state_dict()
         if mine.keys() != state.keys():
             raise KeyError(f"missing or unexpected tensors {sorted(mine.keys() ^ state.keys())}")
+        for name, tensor in mine.items():  # all of them before the first is overwritten
+            if (tensor.shape, tensor.dtype) != (state[name].shape, state[name].dtype):
+                raise RuntimeError(
+                    f"{name} is {state[name].dtype} {list(state[name].shape)},"
+                    f" expected {tensor.dtype} {list(tensor.shape)}"
+                )
         for name, tensor in mine.items():
             tensor.copy_(state[name])
         self.steps = int(state["steps"])
