@@ -24,7 +24,7 @@ from trustbench.demo import assets
 from trustbench.sae.init import measure_input_scale
 
 CONTENDERS = ["trustbench", "sparsify", "SAELens"]
-RATES = [1e-3, 3e-3, 6e-3]
+RATES = [1e-3, 3e-3, 4e-3, 6e-3]
 
 
 def capture(text: Path, layer: int, tokens: int, shuffled: bool) -> torch.Tensor:
