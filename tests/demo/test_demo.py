@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import islice
 
 import pytest
 import torch
 
-from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
-from trustbench.data import Documents, TokenStream
+from trustbench.capture import load_model
 from trustbench.demo import assets
-from trustbench.demo.passages import best_features
-from trustbench.demo.run import run_demo
-from trustbench.sae import SAE, SAEConfig
+from trustbench.demo.run import run_demo, training_seconds
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +44,13 @@ def test_heldout_text_is_not_in_the_training_text():
     assert heldout[1000:1200] not in train
 
 
-def test_passages_are_the_strongest(model, tmp_path):
-    name = "gpt_neox.layers.2"
-    sae = SAE(SAEConfig(d_in=256, d_sae=512, k=16)).eval()
+def test_training_seconds_survive_a_resumed_run():
+    def line(tokens, speed):
+        return {"tokens": tokens, "tokens_per_second": speed}
 
-    def rows():
-        stream = TokenStream(Documents(str(assets.HELDOUT_TEXT)), model[1], 64, 8, repeat=False)
-        return list(islice(stream, 8))
-
-    found = best_features({name: sae}, *model, rows(), features=3, passages=2)[name]
-    assert found
-    capture = ActivationCapture(model[0], resolve_hook_points(model[0], [name]))
-    acts = torch.cat([sae.encode(capture.run(b.input_ids)[name][b.mask]) for b in rows()])
-    for feature in found:
-        column = acts[:, feature.number]
-        assert feature.largest == pytest.approx(column.max().item())
-        assert feature.density == pytest.approx((column > 0).float().mean().item())
-        assert 1e-4 < feature.density < 0.02
-        for passage in feature.passages:
-            assert len(passage.tokens) == len(passage.activations)
-            assert 0 < max(passage.activations) <= feature.largest + 1e-6
-        peaks = [max(p.activations) for p in feature.passages]
-        assert peaks == sorted(peaks, reverse=True)
+    # Two layers' lines a step; the second session was twice as fast.
+    metrics = [line(100, 10), line(100, 10), line(200, 20), line(200, 20)]
+    assert training_seconds(metrics) == pytest.approx(15)
 
 
 def test_demo_end_to_end(tmp_path, capsys):
@@ -79,3 +60,6 @@ def test_demo_end_to_end(tmp_path, capsys):
     report = json.loads((tmp_path / "demo" / "eval.json").read_text())
     assert all(layer["loss_recovered"] > 0.3 for layer in report["layers"].values())
     assert "report.html" in capsys.readouterr().out
+    page = path.read_text()
+    for text in ("mean loss recovered", "dead features", "promotes", "held-out perplexity 54.4"):
+        assert text in page

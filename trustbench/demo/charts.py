@@ -4,47 +4,50 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from trustbench.errors import InputError
 from trustbench.evals import EvalReport
 
-_INK = "#59636e"  # reads on a light and on a dark page
+_INK = "#7d8590"  # reads on a light and on a dark page
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "trustbench",
+    "font.family": "sans-serif", "font.size": 9,
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": "#8c959f55",
+    "xtick.color": _INK, "ytick.color": _INK, "xtick.major.size": 0, "ytick.major.size": 0,
+    "ytick.minor.size": 0, "axes.grid": True, "grid.color": "#8c959f33",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.axisbelow": True,
+}  # fmt: skip
+# Figure of metrics.jsonl, heading, how its axis is drawn.
 _CURVES = (
-    ("fvu", "fraction of variance unexplained", True),
-    ("mse", "squared error a token", True),
-    ("dead_fraction", "share of dead features", False),
+    ("fvu", "fraction of variance unexplained", "log"),
+    ("loss", "loss (squared error a token, and penalties)", "log"),
+    ("l0", "active features a token (L0)", "linear"),
+    ("dead_fraction", "dead features", "percent"),
 )
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any, Any]:
+@contextmanager
+def _pyplot() -> Iterator[Any]:
+    """matplotlib.pyplot in the report's style."""
     try:
         import matplotlib
     except ImportError as error:
-        from trustbench.errors import InputError
-
         raise InputError("the report needs matplotlib: pip install 'trustbench[plots]'") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style: Any = {
-        "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,
-        "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": "#8c959f55",
-        "xtick.color": _INK, "ytick.color": _INK, "axes.grid": True, "grid.color": "#8c959f33",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
-        "axes.titleweight": "bold", "svg.hashsalt": "trustbench",
-    }  # fmt: skip
+    style: Any = _STYLE  # matplotlib types the keys as literals
     with plt.rc_context(style):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, height), squeeze=False, layout="constrained"
-        )
-    return plt, figure, axes
+        yield plt
 
 
 def _svg(plt: Any, figure: Any) -> str:
     buffer = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trustbench"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
     # The drawing only: no XML prologue, and no font but the page's own.
     drawing = buffer.getvalue()
@@ -58,32 +61,42 @@ def _font(match: re.Match[str]) -> str:
 
 def _colours(plt: Any, count: int) -> list[Any]:
     map_ = plt.get_cmap("viridis")
-    return [map_(0.05 + 0.8 * i / max(count - 1, 1)) for i in range(count)]
+    return [map_(0.12 + 0.7 * i / max(count - 1, 1)) for i in range(count)]
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """A panel a figure of metrics.jsonl, a line a layer, against millions of tokens."""
+    """A panel a figure of metrics.jsonl, a line a layer, against millions of tokens.
+
+    A figure that is the same number all along (the L0 of a TopK SAE) has no panel: the table of the
+    evaluation says it.
+    """
     names = list(dict.fromkeys(line["hook_point"] for line in metrics))
-    plt, figure, axes = _figure(1, len(_CURVES), 11, 3.0)
-    for axis, (key, title, logarithmic) in zip(axes[0], _CURVES, strict=True):
-        for name, colour in zip(names, _colours(plt, len(names)), strict=True):
-            lines = [line for line in metrics if line["hook_point"] == name]
-            axis.plot(
-                [line["tokens"] / 1e6 for line in lines],
-                [line[key] for line in lines],
-                color=colour,
-                linewidth=1.5,
-                label=name,
-            )
-        axis.set_title(title, loc="left")
-        axis.set_xlabel("million tokens")
-        if logarithmic:
-            axis.set_yscale("log")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(),
-        loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8,
-    )  # fmt: skip
-    return _svg(plt, figure)
+    curves = [c for c in _CURVES if c[0] == "fvu" or len({line[c[0]] for line in metrics}) > 1]
+    with _pyplot() as plt:
+        from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
+
+        figure, axes = plt.subplots(
+            1, len(curves), figsize=(11, 3.0), squeeze=False, layout="constrained"
+        )
+        for axis, (key, title, scale) in zip(axes[0], curves, strict=True):
+            for name, colour in zip(names, _colours(plt, len(names)), strict=True):
+                lines = [line for line in metrics if line["hook_point"] == name]
+                million = [line["tokens"] / 1e6 for line in lines]
+                axis.plot(million, [line[key] for line in lines], color=colour, label=name)
+            axis.set(title=title, xlabel="million tokens")
+            if scale == "log":
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter(ScalarFormatter())
+                axis.yaxis.set_minor_formatter(NullFormatter())
+            if scale == "percent":
+                axis.yaxis.set_major_formatter(PercentFormatter(1))
+                axis.set_ylim(bottom=0)
+        figure.legend(
+            *axes[0][0].get_legend_handles_labels(),
+            loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8,
+        )  # fmt: skip
+        return _svg(plt, figure)
 
 
 def density_histograms(report: EvalReport) -> str:
@@ -91,14 +104,23 @@ def density_histograms(report: EvalReport) -> str:
     names = list(report.layers)
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    plt, figure, axes = _figure(rows, columns, 11, 2.1 * rows)
     edges = report.density_edges
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for axis, name, colour in zip(axes.flat, names, _colours(plt, len(names)), strict=False):
-        counts = report.layers[name].density_histogram
-        axis.bar(edges[:-1], counts, width=edges[1] - edges[0], align="edge", color=colour)
-        axis.set_title(name, loc="left")
-        axis.set_xticks([-5, -4, -3, -2, -1, 0], ["0.001%", "0.01%", "0.1%", "1%", "10%", "all"])
-        axis.grid(axis="x", visible=False)
-    return _svg(plt, figure)
+    width = 0.9 * (edges[1] - edges[0])
+    first = max(edges[0], -5)  # what lies below is too rare for any text a report is made from
+    with _pyplot() as plt:
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(11, 2.2 * rows), squeeze=False, sharey=True,
+            layout="constrained",
+        )  # fmt: skip
+        figure.get_layout_engine().set(h_pad=0.12)
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis, name, colour in zip(axes.flat, names, _colours(plt, len(names)), strict=False):
+            counts = report.layers[name].density_histogram
+            axis.bar(edges[:-1], counts, width=width, align="edge", color=colour)
+            axis.set(title=name, xlim=(first, edges[-1]))
+            axis.set_xticks([-4, -3, -2, -1, 0], ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"])
+            axis.grid(axis="x", visible=False)
+        for row in axes:
+            row[0].set_ylabel("features")
+        return _svg(plt, figure)

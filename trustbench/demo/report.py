@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files as resources
@@ -30,6 +31,7 @@ def write_report(
     path: Path,
     *,
     title: str,
+    about: str,
     facts: Mapping[str, str],
     metrics: Sequence[Mapping[str, Any]],
     report: EvalReport,
@@ -40,7 +42,8 @@ def write_report(
     Parameters
     ----------
     path : Path
-    title : str
+    title, about : str
+        The heading, and what stands under it.
     facts : label to value: the headline figures
     metrics : the lines of metrics.jsonl
     report : EvalReport
@@ -49,6 +52,7 @@ def write_report(
     template = Template((resources("trustbench.demo") / "report.html").read_text("utf-8"))
     page = template.substitute(
         title=escape(title),
+        about=escape(about),
         facts="".join(
             f'<div class="fact"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
             for label, value in facts.items()
@@ -71,7 +75,11 @@ def _heatmap(report: EvalReport) -> str:
         cells = []
         for column, _, form, more_is_better in _COLUMNS:
             value = getattr(layer, column)
+            if not math.isfinite(value):  # loss recovered, where there is no loss to recover
+                cells.append("<td>–</td>")
+                continue
             values = [getattr(other, column) for other in report.layers.values()]
+            values = [v for v in values if math.isfinite(v)]
             spread = max(values) - min(values)
             place = (value - min(values)) / spread if spread > 0 else 0.5
             shade = {None: 0.0, True: place, False: 1 - place}[more_is_better]
@@ -89,19 +97,28 @@ def _layer(name: str, features: Sequence[Feature]) -> str:
 
 def _card(feature: Feature) -> str:
     passages = "".join(f"<p>{_passage(passage, feature.largest)}</p>" for passage in feature.passages)
+    promoted = "".join(f"<code>{_visible(token)}</code>" for token in feature.promoted)
     return (
         f'<div class="card"><h4>feature {feature.number}'
         f"<small>active on {feature.density:.2%} of tokens · peak {feature.largest:.1f}</small>"
-        f"</h4>{passages}</div>"
+        f'</h4>{passages}<div class="promoted">promotes {promoted}</div></div>'
     )
 
 
 def _passage(passage: Passage, largest: float) -> str:
+    """The text before the peak, and the peak with what follows: two halves that line up."""
     spans = []
     for token, activation in zip(passage.tokens, passage.activations, strict=True):
-        text = escape(token).replace("\n", "<i>↵</i>")
+        text = _visible(token)
         if activation > 0:
             share = min(1.0, activation / largest)
-            text = f'<span style="--a:{share:.2f}" title="{activation:.2f}">{text}</span>'
+            text = f'<mark style="--a:{share:.2f}" title="{activation:.2f}">{text}</mark>'
         spans.append(text)
-    return "".join(spans)
+    halves = "".join(spans[: passage.peak]), "".join(spans[passage.peak :])
+    return "".join(f"<span><span>{half}</span></span>" for half in halves)
+
+
+def _visible(token: str) -> str:
+    """A token as HTML; line breaks as signs, other characters that do not print as their codes."""
+    shown = ("\n" if c == "\n" else c if c.isprintable() else f"\\x{ord(c):02x}" for c in token)
+    return escape("".join(shown)).replace("\n", "<i>↵</i>")

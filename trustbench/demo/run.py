@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -15,11 +18,12 @@ from trustbench.data import Documents, TokenStream
 from trustbench.demo import assets
 from trustbench.demo.passages import best_features
 from trustbench.demo.report import write_report
-from trustbench.evals import evaluate
+from trustbench.evals import EvalReport, evaluate
 from trustbench.sae import SAEConfig
 from trustbench.train import TrainConfig, train
 
 TOKENS = 1_000_000
+_PASSAGE_BATCHES = 24  # of 16 rows: a quarter of the text
 
 
 def demo_config(out: Path, tokens: int = 0) -> TrainConfig:
@@ -48,7 +52,6 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
     result = train(config)
     if not result.finished:
         raise KeyboardInterrupt
-    seconds = time.monotonic() - started
     print("evaluating on held-out text ...", flush=True)
     model, tokenizer = load_model(str(assets.MODEL))
 
@@ -58,30 +61,64 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
     report = evaluate(result.saes, model, text(assets.HELDOUT_TEXT), spliced_tokens=8192)
     files.atomic_write_json(out / "eval.json", report.to_dict())
     print("collecting passages ...", flush=True)
-    sample = islice(text(assets.TRAIN_TEXT), 40)
+    sample = islice(text(assets.TRAIN_TEXT), _PASSAGE_BATCHES)
     features = best_features(result.saes, model, tokenizer, sample)
 
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]
-    layers = report.layers.values()
-    mean_fvu = sum(layer.fvu for layer in layers) / len(layers)
-    facts = {
-        "SAEs, one a layer": str(len(result.saes)),
-        "features each": f"{config.sae.d_sae:,}",
-        "training tokens": f"{result.tokens:,}",
-        "seconds of training": f"{seconds:.0f}",
-        "tokens a second, all layers": f"{result.tokens / seconds:,.0f}",
-        "mean FVU": f"{mean_fvu:.3f}",
-    }
     path = out / "report.html"
     write_report(
         path,
         title="SAEs on every layer of a small Shakespeare model",
-        facts=facts,
+        about=_about(),
+        facts=_facts(config, metrics, report),
         metrics=metrics,
         report=report,
         features=features,
     )
     print(report.table())
-    print(f"trained in {seconds:.0f} s on {torch.get_num_threads()} threads; report: {path}")
+    print(
+        f"trained in {training_seconds(metrics):.0f} s, all in {time.monotonic() - started:.0f} s,"
+        f" on {torch.get_num_threads()} threads; report: {path}"
+    )
     return path
+
+
+def training_seconds(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """How long a run trained, over all its sessions, from the lines of metrics.jsonl."""
+    seconds, before = 0.0, 0
+    for line in metrics:
+        if line["tokens"] > before:  # the first layer's line of every step
+            seconds += (line["tokens"] - before) / max(line["tokens_per_second"], 1)
+            before = line["tokens"]
+    return seconds
+
+
+def _about() -> str:
+    record = files.read_json(assets.TRAINING)
+    millions, perplexity = record["parameters"] / 1e6, record["heldout_perplexity"]
+    return (
+        f"The model: a GPT-NeoX with 6 layers and {millions:.1f} million parameters, trained on"
+        f" Shakespeare's plays (held-out perplexity {perplexity:.1f},"
+        f" {record['heldout_bytes_per_token']:.1f} bytes a token)."
+    )
+
+
+def _facts(
+    config: TrainConfig, metrics: Sequence[Mapping[str, Any]], report: EvalReport
+) -> dict[str, str]:
+    """The headline."""
+    layers = list(report.layers.values())
+    seconds = training_seconds(metrics)
+    tokens = metrics[-1]["tokens"]
+    dead = [line["dead_fraction"] for line in metrics if line["tokens"] == tokens]
+    return {
+        "SAEs, one a layer": str(len(layers)),
+        "features each": f"{config.sae.d_sae:,}",
+        "training tokens": f"{tokens:,}",
+        "seconds of training": f"{seconds:.0f}",
+        "tokens a second, all layers": f"{tokens / seconds:,.0f}",
+        "mean FVU": f"{fmean(layer.fvu for layer in layers):.3f}",
+        "mean loss recovered": f"{fmean(layer.loss_recovered for layer in layers):.1%}",
+        "dead features": f"{fmean(dead):.2%}",
+    }
