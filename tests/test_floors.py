@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trustbench"
 # Each floor may import the floors named before it.
 FLOORS = [
-    {"errors", "__init__", "_C", "_cuda", "kernels"},
+    {"errors", "__init__", "_C", "_cuda"},
     {"files"},
+    {"kernels"},
     {"ops"},
     {"sae"},
     {"data", "capture", "buffer"},

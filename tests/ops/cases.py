@@ -16,16 +16,17 @@ ISAS = dispatch.native().isa_names()
 DTYPES = [torch.float32, torch.bfloat16]
 shapes = pytest.mark.parametrize("shape", TEST_SHAPES, ids=lambda s: "x".join(map(str, s)))
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
-isas = pytest.mark.parametrize("isa", ISAS)
+# All kernels: C++ for every instruction set, and Triton (in its interpreter where there is no GPU).
+isas = pytest.mark.parametrize("isa", [*ISAS, "triton"])
 # All that can compute an op; tests over it compare with dense PyTorch, not with the reference.
-implementations = pytest.mark.parametrize("isa", ["reference", *ISAS])
+implementations = pytest.mark.parametrize("isa", ["reference", *ISAS, "triton"])
 
 
 @contextlib.contextmanager
 def running(isa: str, threads: int = 1):
-    """The C++ kernels of one instruction set on so many threads, or the reference."""
-    if isa == "reference":
-        with ops.use("reference"):
+    """The C++ kernels of one instruction set on so many threads, Triton, or the reference."""
+    if isa in ("reference", "triton"):
+        with ops.use(isa):
             yield
         return
     native, before, count = dispatch.native(), dispatch.native().isa(), torch.get_num_threads()
@@ -118,14 +119,15 @@ def strided(offsets: Tensor) -> Tensor:
     return torch.stack([offsets, offsets + 10**9], 1)[:, 0]
 
 
-def assert_accurate(actual: Tensor, plain: Tensor, exact: Tensor) -> None:
+def assert_accurate(actual: Tensor, plain: Tensor, exact: Tensor, eps: float = 0.0) -> None:
     """The derived tolerance: against the fp64 result `exact`, at most twice the error of the `plain`
-    computation in the same precision, plus a rounding of the largest value."""
+    computation in the same precision, plus a rounding (of `eps`, if it is more than the dtype's) of
+    the largest value."""
     assert actual.dtype == plain.dtype and actual.shape == exact.shape
     assert torch.isfinite(actual).all()
     if actual.numel() == 0:
         return
     error = (actual.double() - exact).abs().max()
     budget = 2 * (plain.double() - exact).abs().max()
-    budget += 2 * torch.finfo(actual.dtype).eps * exact.abs().max()
+    budget += 2 * max(torch.finfo(actual.dtype).eps, eps) * exact.abs().max()
     assert error <= budget, f"error {error:.3g}, budget {budget:.3g}"

@@ -11,6 +11,7 @@ from trustbench.ops.dispatch import use
 from trustbench.ops.encode_batchtopk import encode_batchtopk
 from trustbench.ops.encode_relu import encode_relu
 from trustbench.ops.encode_topk import encode_topk
+from trustbench.ops.reconstruct import reconstruct
 from trustbench.ops.sparse_adam import sparse_adam_, sparse_grad_norm
 from trustbench.ops.transpose_code import transpose_code
 from trustbench.ops.weight_grad import weight_grad
@@ -26,6 +27,7 @@ __all__ = [
     "encode_batchtopk",
     "encode_relu",
     "encode_topk",
+    "reconstruct",
     "sparse_adam_",
     "sparse_grad_norm",
     "transpose_code",

@@ -79,7 +79,7 @@ def adam_reference_(
         param.div_(torch.where(norm > 0, norm, torch.ones_like(norm)))
 
 
-def _cpu(
+def _run(
     param: Tensor,
     grad: Tensor,
     m: Tensor,
@@ -91,11 +91,17 @@ def _cpu(
     eps: float,
     unit_norm: bool,
 ) -> None:
-    if dispatch.implementation("adam", param) == "reference":
+    chosen = dispatch.implementation("adam", param)
+    if chosen == "reference":
         options: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
         adam_reference_(param, grad, m, v, unit_norm=unit_norm, **options)
         return
     grad = grad.contiguous()
+    if chosen == "triton":
+        kernels = dispatch.triton("adam")
+        figures = kernels.on_device(kernels.scalars(step, lr, beta1, beta2), param.device)
+        kernels.adam(param, grad, m, v, figures, beta1, beta2, eps, unit_norm)
+        return
     dispatch.native().adam(
         param.data_ptr(), grad.data_ptr(), m.data_ptr(), v.data_ptr(), *param.shape,
         step, lr, beta1, beta2, eps, unit_norm, torch.get_num_threads(),
@@ -109,7 +115,7 @@ def _fake(param: Tensor, *_: object) -> None:
 _adam = register(
     "adam(Tensor(a!) param, Tensor grad, Tensor(b!) m, Tensor(c!) v, int step, float lr,"
     " float beta1, float beta2, float eps, bool unit_norm) -> ()",
-    _cpu,
+    _run,
     _fake,
 )
 

@@ -54,10 +54,14 @@ def reference(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor 
     return products.sum(1).view(indices.shape).to(W_dec.dtype)
 
 
-def _cpu(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+def _run(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
     indices, row_offsets = check_entries(indices, row_offsets, W_dec.shape[0])
-    if dispatch.implementation("code_grad", W_dec) == "reference":
+    chosen = dispatch.implementation("code_grad", W_dec)
+    if chosen == "reference":
         return reference(grad, indices, W_dec, row_offsets)
+    if chosen == "triton":
+        kernel = dispatch.triton("code_grad").code_grad
+        return kernel(grad.contiguous(), indices, W_dec.contiguous(), row_offsets).to(W_dec.dtype)
     grad, W = grad.float().contiguous(), W_dec.contiguous()
     (N, d), F = grad.shape, W.shape[0]
     k = indices.shape[1] if row_offsets is None else 0
@@ -75,7 +79,7 @@ def _fake(grad: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | No
 
 _code_grad = register(
     "code_grad(Tensor grad, Tensor indices, Tensor W_dec, Tensor? row_offsets) -> Tensor",
-    _cpu,
+    _run,
     _fake,
     backward=no_second_order("code_grad"),
 )

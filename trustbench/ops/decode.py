@@ -58,15 +58,18 @@ def reference(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tenso
     tokens = len(indices) if row_offsets is None else len(row_offsets) - 1
     v = values.to(wide).flatten()[:, None]
     terms = (v * W_dec.to(wide)[indices.flatten().long()]).masked_fill_(v == 0, 0)
-    out = torch.zeros(tokens, W_dec.shape[1], dtype=wide).index_add_(0, rows, terms)
+    out = terms.new_zeros(tokens, W_dec.shape[1]).index_add_(0, rows, terms)
     return out.to(W_dec.dtype)
 
 
-def _cpu(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
+def _run(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
     indices, row_offsets = check_entries(indices, row_offsets, W_dec.shape[0])
-    if dispatch.implementation("decode", W_dec) == "reference":
+    chosen = dispatch.implementation("decode", W_dec)
+    if chosen == "reference":
         return reference(values, indices, W_dec, row_offsets)
     values, W = values.float().contiguous(), W_dec.contiguous()
+    if chosen == "triton":
+        return dispatch.triton("decode").decode(values, indices, W, row_offsets)
     N = len(indices) if row_offsets is None else len(row_offsets) - 1
     k = indices.shape[1] if row_offsets is None else 0
     F, d = W.shape
@@ -100,7 +103,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 _decode = register(
     "decode(Tensor values, Tensor indices, Tensor W_dec, Tensor? row_offsets) -> Tensor",
-    _cpu,
+    _run,
     _fake,
     _setup_context,
     _backward,

@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from trustbench.errors import bad
 
-Choice = Literal["auto", "reference", "cpp"]
+Choice = Literal["auto", "reference", "cpp", "triton"]
 _choice: ContextVar[Choice] = ContextVar("trustbench_ops", default="auto")
+_TRITON_HINT = "`pip install triton` (torch's CUDA builds bring it)"
 _BUILD_HINT = "build it with `pip install -e .` in a checkout, or reinstall trustbench"
 
 
@@ -30,12 +31,16 @@ def use(name: Choice) -> Iterator[None]:
     """Force one implementation of every op inside the block.
 
     "reference": plain PyTorch, the definition. "cpp": the C++ kernels (fp32 and bf16 on the CPU).
-    "auto": C++ for fp32 and bf16 on the CPU, the reference for float64.
+    "triton": the Triton kernels (fp32 and bf16 on a CUDA device; on the CPU under Triton's
+    interpreter, which TRITON_INTERPRET=1 turns on before Triton is imported: slow, for tests).
+    "auto": C++ on the CPU and Triton on CUDA devices for fp32 and bf16, the reference for float64.
     """
-    if name not in ("auto", "reference", "cpp"):
-        raise bad("name", name, "'auto', 'reference' or 'cpp'")
+    if name not in get_args(Choice):
+        raise bad("name", name, "'auto', 'reference', 'cpp' or 'triton'")
     if name == "cpp":
         native()
+    if name == "triton":
+        triton("decode")
     token = _choice.set(name)
     try:
         yield
@@ -45,6 +50,7 @@ def use(name: Choice) -> Iterator[None]:
 
 @cache
 def _load(name: str) -> ModuleType | None:
+    """A module of the package, or None where it, or the Triton it stands on, is not there."""
     try:
         return importlib.import_module(f"trustbench.{name}")
     except ModuleNotFoundError:
@@ -59,29 +65,51 @@ def native() -> ModuleType:
     return module
 
 
+def triton(op: str) -> ModuleType:
+    """The Triton kernels of an op, or an ImportError that says how to get them."""
+    module = _load(f"kernels.triton.{op}")
+    if module is None:
+        raise ImportError(f"Triton is not installed: {_TRITON_HINT}")
+    return module
+
+
 @cache
-def _warn_missing(op: str) -> None:
+def _warn_missing(op: str, what: str, hint: str) -> None:
     warnings.warn(
-        f"trustbench._C is not built: {op} runs its slow PyTorch reference; {_BUILD_HINT}",
-        RuntimeWarning,
-        stacklevel=3,
+        f"{what}: {op} runs its slow PyTorch reference; {hint}", RuntimeWarning, stacklevel=3
     )
 
 
-def implementation(op: str, tensor: Tensor) -> Literal["reference", "cpp"]:
+def implementation(op: str, tensor: Tensor) -> Literal["reference", "cpp", "triton"]:
     """What runs `op` on this tensor now."""
-    choice = _choice.get()
+    choice, device = _choice.get(), tensor.device.type
     if choice == "reference":
         return "reference"
+    if choice == "cpp" and device == "cuda":
+        raise bad("device", str(tensor.device), "the CPU for the C++ kernels")
+    if choice == "triton" and device != "cuda" and not _interpreted():
+        raise bad("device", str(tensor.device), "a CUDA device, or TRITON_INTERPRET=1 set beforehand")
     if tensor.dtype == torch.float64:
-        if choice == "cpp":
-            raise bad("dtype", tensor.dtype, f"float32 or bfloat16 for the C++ kernel of {op}")
+        if choice != "auto":
+            raise bad("dtype", tensor.dtype, f"float32 or bfloat16 for the {choice} kernel of {op}")
         return "reference"
+    if choice == "triton" or (choice == "auto" and device == "cuda"):
+        if choice == "auto" and _load(f"kernels.triton.{op}") is None:
+            _warn_missing(op, "Triton is not installed", _TRITON_HINT)
+            return "reference"
+        triton(op)
+        return "triton"
     if choice == "auto" and _load("_C") is None:
-        _warn_missing(op)
+        _warn_missing(op, "trustbench._C is not built", _BUILD_HINT)
         return "reference"
     native()
     return "cpp"
+
+
+def _interpreted() -> bool:
+    import triton as library
+
+    return bool(library.knobs.runtime.interpret)
 
 
 def has_fast_bf16() -> bool:
@@ -94,4 +122,6 @@ def implementations() -> dict[str, str]:
     """What each device has: for `trustbench info`."""
     module = _load("_C")
     cpu = f"cpp ({module.isa()})" if module else "reference only: trustbench._C is not built"
-    return {"cpu": cpu, "cuda": "none yet: ops on CUDA tensors raise NotImplementedError"}
+    kernels = _load("kernels.triton.decode")
+    cuda = "triton" if kernels else "reference only: Triton is not installed"
+    return {"cpu": cpu, "cuda": cuda}

@@ -17,6 +17,7 @@ from trustbench.ops.registration import (
     encoder_arguments,
     pre_activations,
     register,
+    tensor_core_operands,
 )
 from trustbench.ops.spec import FLOATS, OpSpec
 
@@ -48,17 +49,23 @@ def reference(
     pre = pre_activations(x, W_enc, b_enc, matmul_dtype)
     order = pre.flatten().argsort(descending=True, stable=True)[: len(x) * k]
     flat = order[~(pre.flatten()[order] <= 0)].sort().values
-    offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+    offsets = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
     offsets[1:] = torch.bincount(flat // pre.shape[1], minlength=len(x)).cumsum(0)
     return pre.flatten()[flat].to(x.dtype), (flat % pre.shape[1]).to(torch.int32), offsets
 
 
-def _cpu(
+def _run(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if dispatch.implementation("encode_batchtopk", x) == "reference":
+    chosen = dispatch.implementation("encode_batchtopk", x)
+    if chosen == "reference":
         return reference(x, W_enc, b_enc, k, matmul_dtype)
     x, W, b, rounded = encoder_arguments(x, W_enc, b_enc, matmul_dtype)
+    if chosen == "triton":
+        operands = tensor_core_operands(x, W, rounded)
+        kernel = dispatch.triton("encode_batchtopk").encode_batchtopk
+        values, indices, offsets = kernel(*operands, b, k)
+        return values.to(x.dtype), indices, offsets
     (N, d), F = x.shape, W.shape[0]
     arrays = dispatch.native().encode_batchtopk(
         x.data_ptr(), W.data_ptr(), b.data_ptr(),
@@ -75,7 +82,7 @@ def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 _encode_batchtopk = register(
     "encode_batchtopk(Tensor x, Tensor W_enc, Tensor b_enc, int k,"
     " ScalarType? matmul_dtype) -> (Tensor, Tensor, Tensor)",
-    _cpu,
+    _run,
     _fake,
     setup_context,
     backward,

@@ -18,6 +18,7 @@ from trustbench.ops.registration import (
     encoder_arguments,
     pre_activations,
     register,
+    tensor_core_operands,
 )
 from trustbench.ops.spec import FLOATS, OpSpec
 from trustbench.ops.weight_grad import weight_grad
@@ -71,22 +72,27 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     pre = pre_activations(x, W_enc, b_enc, matmul_dtype)
     kept = ~(pre <= (0.0 if threshold is None else threshold.to(pre.dtype)))
-    offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
+    offsets = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
     offsets[1:] = kept.sum(1).cumsum(0)
     return pre[kept].to(x.dtype), kept.nonzero()[:, 1].to(torch.int32), offsets
 
 
-def _cpu(
+def _run(
     x: Tensor,
     W_enc: Tensor,
     b_enc: Tensor,
     threshold: Tensor | None,
     matmul_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if dispatch.implementation("encode_relu", x) == "reference":
+    chosen = dispatch.implementation("encode_relu", x)
+    if chosen == "reference":
         return reference(x, W_enc, b_enc, threshold, matmul_dtype)
     x, W, b, rounded = encoder_arguments(x, W_enc, b_enc, matmul_dtype)
     floor = None if threshold is None else threshold.float().contiguous()
+    if chosen == "triton":
+        operands = tensor_core_operands(x, W, rounded)
+        values, indices, offsets = dispatch.triton("encode_relu").encode_relu(*operands, b, floor)
+        return values.to(x.dtype), indices, offsets
     (N, d), F = x.shape, W.shape[0]
     arrays = dispatch.native().encode_csr(
         x.data_ptr(), W.data_ptr(), b.data_ptr(), address(floor),
@@ -137,7 +143,7 @@ def backward(ctx: Any, dpre: Tensor, *_: Any) -> tuple[Any, ...]:
 _encode_relu = register(
     "encode_relu(Tensor x, Tensor W_enc, Tensor b_enc, Tensor? threshold,"
     " ScalarType? matmul_dtype) -> (Tensor, Tensor, Tensor)",
-    _cpu,
+    _run,
     _fake,
     setup_context,
     backward,

@@ -17,6 +17,7 @@ from trustbench.ops.registration import (
     encoder_arguments,
     pre_activations,
     register,
+    tensor_core_operands,
 )
 from trustbench.ops.spec import FLOATS, OpSpec, Shape
 from trustbench.ops.weight_grad import weight_grad
@@ -59,8 +60,8 @@ def encode_topk(
 def reference(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    values = torch.empty(len(x), k, dtype=x.dtype)
-    indices = torch.empty(len(x), k, dtype=torch.int32)
+    values = x.new_empty(len(x), k)
+    indices = x.new_empty(len(x), k, dtype=torch.int32)
     # Some tokens at a time: sorting all N F pre-activations together takes 16 bytes for each.
     tokens = max(1, 2**22 // W_enc.shape[0])
     for first in range(0, len(x), tokens):
@@ -72,12 +73,17 @@ def reference(
     return values, indices
 
 
-def _cpu(
+def _run(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    if dispatch.implementation("encode_topk", x) == "reference":
+    chosen = dispatch.implementation("encode_topk", x)
+    if chosen == "reference":
         return reference(x, W_enc, b_enc, k, matmul_dtype)
     x, W, b, rounded = encoder_arguments(x, W_enc, b_enc, matmul_dtype)
+    if chosen == "triton":
+        operands = tensor_core_operands(x, W, rounded)
+        values, indices = dispatch.triton("encode_topk").encode_topk(*operands, b, k)
+        return values.to(x.dtype), indices
     (N, d), F = x.shape, W.shape[0]
     values = torch.empty(N, k, dtype=torch.float32)
     indices = torch.empty(N, k, dtype=torch.int32)
@@ -114,7 +120,7 @@ def _backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Any, ...]:
 _encode_topk = register(
     "encode_topk(Tensor x, Tensor W_enc, Tensor b_enc, int k, ScalarType? matmul_dtype)"
     " -> (Tensor, Tensor)",
-    _cpu,
+    _run,
     _fake,
     _setup_context,
     _backward,

@@ -20,15 +20,16 @@ DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1}
 
 def register(
     schema: str,
-    cpu: Callable[..., Any],
+    run: Callable[..., Any],
     fake: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Any:
-    """Define trustbench::<name>; return what calls it."""
+    """Define trustbench::<name>; return what calls it. `run` serves every device."""
     name = schema.partition("(")[0]
     _library.define(schema)
-    _library.impl(name, cpu, "CPU")
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, run, device)
     torch.library.register_fake(f"trustbench::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(
@@ -59,9 +60,9 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtyp
         raise bad(f"{name}.shape", list(actual), f"[{wanted}]")
     if dtypes and tensor.dtype not in dtypes:
         raise bad(f"{name}.dtype", tensor.dtype, " or ".join(str(d) for d in dtypes))
-    if tensor.device.type not in ("cpu", "meta"):
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
         raise NotImplementedError(
-            f"{name} is on {tensor.device}: the ops have CPU implementations only so far"
+            f"{name} is on {tensor.device}: the ops run on CPUs and CUDA devices"
         )
 
 
@@ -137,6 +138,11 @@ def encoder_arguments(
     """Contiguous x and W_enc, b_enc as fp32, and whether the kernels round operands to bf16."""
     rounded = x.dtype == torch.bfloat16 or matmul_dtype == torch.bfloat16
     return x.contiguous(), W_enc.contiguous(), b_enc.float().contiguous(), rounded
+
+
+def tensor_core_operands(x: Tensor, W: Tensor, rounded: bool) -> tuple[Tensor, Tensor]:
+    """x and W as the Triton kernels multiply them."""
+    return (x.to(torch.bfloat16), W.to(torch.bfloat16)) if rounded else (x, W)
 
 
 def address(tensor: Tensor | None) -> int:

@@ -105,7 +105,8 @@ def sparse_adam_(
     if step < 1:
         raise bad("step", step, "an integer >= 1")
     arguments = (weights, values, code, x, grad, l1, l1_form)
-    if dispatch.implementation("sparse_adam", x) == "reference":
+    chosen = dispatch.implementation("sparse_adam", x)
+    if chosen == "reference":
         dW_enc, dW_dec, db_enc = _gradients(*arguments, unit_norm)
         contribution = -(db_enc @ weights.W_enc)
         options: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
@@ -115,6 +116,14 @@ def sparse_adam_(
         adam_reference_(
             weights.W_dec, clip_scale * dW_dec, m.m_W_dec, m.v_W_dec, unit_norm=unit_norm, **options
         )
+        return contribution
+    if chosen == "triton":
+        kernels = dispatch.triton("sparse_adam")
+        figures = kernels.scalars(step, lr, beta1, beta2, clip_scale)
+        contribution, _, _ = kernels.sparse_adam(
+            weights, moments, None, values, code, x, grad, kernels.on_device(figures, x.device),
+            (beta1, beta2), eps, unit_norm, l1, l1_form == "decoder_norm",
+        )  # fmt: skip
         return contribution
     contribution = torch.empty(weights.W_enc.shape[1])
     m = moments
@@ -156,10 +165,17 @@ def sparse_grad_norm(
     contribution to db_dec [d]). With `unit_norm` the decoder's gradient is the projected one.
     """
     _check(weights, values, code, x, grad, l1_form)
-    if dispatch.implementation("sparse_adam", x) == "reference":
+    chosen = dispatch.implementation("sparse_adam", x)
+    if chosen == "reference":
         gradients = _gradients(weights, values, code, x, grad, l1, l1_form, unit_norm)
         squared = sum(float(g.double().square().sum()) for g in gradients)
         return squared, -(gradients[2] @ weights.W_enc)
+    if chosen == "triton":
+        contribution, _, squares = dispatch.triton("sparse_adam").sparse_adam(
+            weights, (None,) * 6, None, values, code, x, grad, None,
+            (0.0, 0.0), 0.0, unit_norm, l1, l1_form == "decoder_norm", update=False,
+        )  # fmt: skip
+        return float(squares.double().sum()), contribution
     contribution = torch.empty(weights.W_enc.shape[1])
     squared = dispatch.native().sparse_grad_norm(
         _addresses(weights.W_enc, weights.W_dec),

@@ -44,16 +44,20 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     features = indices.flatten().long()
     positions = features.argsort(stable=True)
-    offsets = torch.zeros(d_sae + 1, dtype=torch.int64)
+    offsets = torch.zeros(d_sae + 1, dtype=torch.int64, device=features.device)
     offsets[1:] = torch.bincount(features, minlength=d_sae).cumsum(0)
     rows = entry_rows(indices, row_offsets)[positions]
     return offsets, rows.to(torch.int32), positions.to(torch.int32)
 
 
-def _cpu(indices: Tensor, d_sae: int, row_offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _run(indices: Tensor, d_sae: int, row_offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     indices, row_offsets = check_entries(indices, row_offsets, d_sae)
-    if dispatch.implementation("transpose_code", indices) == "reference":
+    chosen = dispatch.implementation("transpose_code", indices)
+    if chosen == "reference":
         return reference(indices, d_sae, row_offsets)
+    if chosen == "triton":
+        token = None if row_offsets is None else entry_rows(indices, row_offsets)
+        return dispatch.triton("transpose_code").transpose_code(indices, d_sae, token)
     N = len(indices) if row_offsets is None else len(row_offsets) - 1
     k = indices.shape[1] if row_offsets is None else 0
     offsets = torch.empty(d_sae + 1, dtype=torch.int64)
@@ -77,7 +81,7 @@ def _fake(indices: Tensor, d_sae: int, row_offsets: Tensor | None) -> tuple[Tens
 
 _transpose_code = register(
     "transpose_code(Tensor indices, int d_sae, Tensor? row_offsets) -> (Tensor, Tensor, Tensor)",
-    _cpu,
+    _run,
     _fake,
 )
 

@@ -63,19 +63,22 @@ def reference(
     c = coefs.to(wide).flatten()
     terms = c[:, None] * source.to(wide)[entry_rows(indices, row_offsets)]
     terms.masked_fill_(c[:, None] == 0, 0)
-    dW = torch.zeros(d_sae, source.shape[1], dtype=wide).index_add_(0, features, terms)
-    db = torch.zeros(d_sae, dtype=wide).index_add_(0, features, c)
+    dW = terms.new_zeros(d_sae, source.shape[1]).index_add_(0, features, terms)
+    db = terms.new_zeros(d_sae).index_add_(0, features, c)
     return dW.to(source.dtype), db.to(source.dtype)
 
 
-def _cpu(
+def _run(
     coefs: Tensor, indices: Tensor, source: Tensor, d_sae: int, row_offsets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if dispatch.implementation("weight_grad", source) == "reference":
+    chosen = dispatch.implementation("weight_grad", source)
+    if chosen == "reference":
         indices, row_offsets = check_entries(indices, row_offsets, d_sae)
         return reference(coefs, indices, source, d_sae, row_offsets)
     code = transpose_code(indices, d_sae, row_offsets)  # checks the entries
     coefs, source = coefs.float().contiguous(), source.contiguous()
+    if chosen == "triton":
+        return dispatch.triton("weight_grad").weight_grad(coefs, code, source)
     d = source.shape[1]
     dW = torch.empty(d_sae, d, dtype=torch.float32)
     db = torch.empty(d_sae, dtype=torch.float32)
@@ -95,7 +98,7 @@ def _fake(
 _weight_grad = register(
     "weight_grad(Tensor coefs, Tensor indices, Tensor source, int d_sae,"
     " Tensor? row_offsets) -> (Tensor, Tensor)",
-    _cpu,
+    _run,
     _fake,
     backward=no_second_order("weight_grad"),
 )

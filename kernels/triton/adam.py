@@ -1,0 +1,65 @@
+"""adam: one step of Adam on rows; one program a row, the row in registers."""
+
+import triton
+import triton.language as tl
+from trustbench.kernels.triton import _adam
+from trustbench.kernels.triton._adam import may_update, moved, random_bits, stored
+from trustbench.kernels.triton._build import Build, Limits
+from trustbench.kernels.triton._launch import row_shape
+
+
+@triton.jit
+def adam_kernel(
+    param, grad, m_at, v_at, figures, d, beta1, rest1, beta2, rest2, eps,
+    UNIT_NORM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """param, m and v of one row, in place; UNIT_NORM: on the sphere."""
+    if may_update(figures):
+        cols = tl.arange(0, BD)
+        here = tl.program_id(0).to(tl.int64) * d + cols
+        inside = cols < d
+        p = tl.load(param + here, mask=inside, other=0.0)
+        g = tl.load(grad + here, mask=inside, other=0.0) * tl.load(figures + 2)
+        if UNIT_NORM:
+            g -= tl.sum(g * p, axis=0) * p
+        m = tl.load(m_at + here, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(v_at + here, mask=inside, other=0.0).to(tl.float32)
+        p, m, v = moved(p, g, m, v, figures, beta1, rest1, beta2, rest2, eps)
+        if UNIT_NORM:
+            norm = tl.sqrt(tl.sum(p * p, axis=0))
+            p = p / tl.where(norm > 0, norm, 1.0)
+        bits = random_bits(here, figures)
+        tl.store(param + here, p, mask=inside)
+        tl.store(m_at + here, stored(m, bits, m_at.dtype.element_ty), mask=inside)
+        tl.store(v_at + here, stored(v, bits >> 16, v_at.dtype.element_ty), mask=inside)
+
+
+def adam(param, grad, m, v, figures, beta1, beta2, eps, unit_norm):
+    """param, grad fp32 [rows, d]; m, v fp32 or bf16; figures: `_adam.scalars` on the device."""
+    rows, d = param.shape
+    BD, _, warps = row_shape(d)
+    if rows:
+        adam_kernel[(rows,)](
+            param, grad, m, v, figures, d, beta1, 1 - beta1, beta2, 1 - beta2, eps,
+            UNIT_NORM=unit_norm, BD=BD, num_warps=warps,
+        )  # fmt: skip
+
+
+scalars, on_device = _adam.scalars, _adam.on_device
+
+BUILDS = tuple(
+    Build(
+        f"d = {d}, {kind} moments{', unit norm' if unit_norm else ''}",
+        adam_kernel,
+        {"param": "*fp32", "grad": "*fp32", "m_at": f"*{kind}", "v_at": f"*{kind}"}
+        | {"figures": "*fp32", "d": "i32"}
+        | dict.fromkeys(("beta1", "rest1", "beta2", "rest2", "eps"), "fp32"),
+        {"UNIT_NORM": unit_norm, "BD": row_shape(d).BD},
+        warps=row_shape(d).warps,
+        # 32 numbers of a row of 16384 a thread: a few spill, beside 16 bytes of traffic a number.
+        limits=Limits(
+            registers=128, shared=4096, spills=dict.fromkeys((80, 90, 100), 65) if d > 8192 else {}
+        ),
+    )
+    for d, kind, unit_norm in ((1024, "fp32", True), (1024, "bf16", False), (16384, "fp32", True))
+)
