@@ -14,7 +14,7 @@ PACKAGE = ROOT / "trustbench"
 # Each floor may import the floors named before it.
 FLOORS = [
     {"errors", "__init__", "_C", "_cuda"},
-    {"files"},
+    {"files", "devices"},
     {"kernels"},
     {"ops"},
     {"sae"},

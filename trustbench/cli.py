@@ -90,6 +90,7 @@ def _parser() -> ArgumentParser:
     evaluate.add_argument(
         "--spliced_tokens", type=int, default=20_000, help="tokens of the cross-entropies"
     )
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     commands.add_subcommand("eval", evaluate, help="evaluate the SAEs of a run")
 
     demo = ArgumentParser(
@@ -144,6 +145,7 @@ def _eval(options: Namespace) -> int:
         snapshot=options.snapshot,
         tokens=options.tokens,
         spliced_tokens=options.spliced_tokens,
+        device=options.device,
     )
     target = Path(options.run) / "eval.json"
     files.atomic_write_json(target, report.to_dict())

@@ -10,10 +10,10 @@ from trustbench.kernels.triton._launch import row_shape
 
 @triton.jit
 def adam_kernel(
-    param, grad, m_at, v_at, figures, d, beta1, rest1, beta2, rest2, eps,
-    UNIT_NORM: tl.constexpr, BD: tl.constexpr,
+    param, grad, m_at, v_at, copy, figures, d, beta1, rest1, beta2, rest2, eps,
+    UNIT_NORM: tl.constexpr, COPY: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """param, m and v of one row, in place; UNIT_NORM: on the sphere."""
+    """param, m and v of one row, in place, and the param's bf16 copy; UNIT_NORM: on the sphere."""
     if may_update(figures):
         cols = tl.arange(0, BD)
         here = tl.program_id(0).to(tl.int64) * d + cols
@@ -30,18 +30,23 @@ def adam_kernel(
             p = p / tl.where(norm > 0, norm, 1.0)
         bits = random_bits(here, figures)
         tl.store(param + here, p, mask=inside)
+        if COPY:
+            tl.store(copy + here, p.to(tl.bfloat16), mask=inside)
         tl.store(m_at + here, stored(m, bits, m_at.dtype.element_ty), mask=inside)
         tl.store(v_at + here, stored(v, bits >> 16, v_at.dtype.element_ty), mask=inside)
 
 
-def adam(param, grad, m, v, figures, beta1, beta2, eps, unit_norm):
-    """param, grad fp32 [rows, d]; m, v fp32 or bf16; figures: `_adam.scalars` on the device."""
+def adam(param, grad, m, v, figures, beta1, beta2, eps, unit_norm, copy=None):
+    """param, grad fp32 [rows, d]; m, v fp32 or bf16; figures: `_adam.scalars` on the device.
+
+    copy: bf16 [rows, d], set to the new param.
+    """
     rows, d = param.shape
     BD, _, warps = row_shape(d)
     if rows:
         adam_kernel[(rows,)](
-            param, grad, m, v, figures, d, beta1, 1 - beta1, beta2, 1 - beta2, eps,
-            UNIT_NORM=unit_norm, BD=BD, num_warps=warps,
+            param, grad, m, v, copy, figures, d, beta1, 1 - beta1, beta2, 1 - beta2, eps,
+            UNIT_NORM=unit_norm, COPY=copy is not None, BD=BD, num_warps=warps,
         )  # fmt: skip
 
 
@@ -52,9 +57,9 @@ BUILDS = tuple(
         f"d = {d}, {kind} moments{', unit norm' if unit_norm else ''}",
         adam_kernel,
         {"param": "*fp32", "grad": "*fp32", "m_at": f"*{kind}", "v_at": f"*{kind}"}
-        | {"figures": "*fp32", "d": "i32"}
+        | {"copy": "*bf16" if unit_norm else None, "figures": "*fp32", "d": "i32"}
         | dict.fromkeys(("beta1", "rest1", "beta2", "rest2", "eps"), "fp32"),
-        {"UNIT_NORM": unit_norm, "BD": row_shape(d).BD},
+        {"UNIT_NORM": unit_norm, "COPY": unit_norm, "BD": row_shape(d).BD},
         warps=row_shape(d).warps,
         # 32 numbers of a row of 16384 a thread: a few spill, beside 16 bytes of traffic a number.
         limits=Limits(

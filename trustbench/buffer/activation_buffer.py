@@ -38,6 +38,8 @@ class ActivationBuffer:
     dtype : torch.dtype, or a mapping of hook point name to torch.dtype
         Storage: fp32, bf16 or fp16.
     seed : int
+    device : torch.device
+        Where the pool lies, and what `put` takes and `take` returns.
 
     Attributes
     ----------
@@ -52,6 +54,7 @@ class ActivationBuffer:
         *,
         dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         if not widths:
             raise bad("widths", dict(widths), "at least one hook point")
@@ -65,7 +68,10 @@ class ActivationBuffer:
             kind = dtype if isinstance(dtype, torch.dtype) else dtype.get(name)
             if kind not in _DTYPES:
                 raise bad(f"dtype of {name}", kind, ", ".join(map(str, _DTYPES)))
-            self._store[name] = torch.empty(capacity, width, dtype=kind)
+            self._store[name] = torch.empty(capacity, width, dtype=kind, device=device)
+        self.device = torch.device(device)
+        # On a GPU: how many rows of each hook point were not finite, for `check_finite`.
+        self._bad = {name: torch.zeros((), dtype=torch.int64, device=device) for name in self.widths}
 
     def __len__(self) -> int:
         """Tokens stored now."""
@@ -89,7 +95,8 @@ class ActivationBuffer:
         InputError
             For missing or unknown hook points, a wrong shape, or more tokens than `space`.
         NonFiniteError
-            For NaN or Inf, with hook point and row. Nothing is stored then.
+            For NaN or Inf, with hook point and row. Nothing is stored then. On a GPU, which is not
+            waited for here, `check_finite` raises it later.
         """
         if acts.keys() != self._store.keys():
             raise bad("acts", sorted(acts), f"the hook points {sorted(self._store)}")
@@ -102,6 +109,9 @@ class ActivationBuffer:
         if n > self.space:
             raise bad("acts", f"{n} tokens", f"at most space={self.space}")
         for name, rows in acts.items():
+            if self.device.type == "cuda":
+                self._bad[name] += (~torch.isfinite(rows.sum(1, dtype=torch.float32))).sum()
+                continue
             # A sum is finite only if all its terms are, and reads each value once.
             if not torch.isfinite(rows.sum(dtype=torch.float64)):
                 finite = torch.isfinite(rows).all(1)
@@ -115,6 +125,20 @@ class ActivationBuffer:
         for name, rows in acts.items():
             self._store[name][at : at + n] = rows
         self.tokens_in += n
+
+    def check_finite(self) -> None:
+        """NonFiniteError when rows put since the last check held NaN or Inf (on a GPU; waits for it).
+
+        They are in the pool: training skips a batch that holds one of them (see DeviceTrainer).
+        """
+        counts = torch.stack(list(self._bad.values())).tolist()
+        for name, count in zip(self._bad, counts, strict=True):
+            self._bad[name].zero_()
+            if count:
+                raise NonFiniteError(
+                    f"activations of {name}: NaN or Inf in {count} rows, among the {self.tokens_in}"
+                    " tokens so far"
+                )
 
     def take(self, n: int) -> dict[str, Tensor]:
         """n tokens at random: {hook point: [n, d]}, new contiguous tensors in the storage dtype.
@@ -131,13 +155,19 @@ class ActivationBuffer:
         # The occupied slots stay a prefix: rows of the tail that were not chosen fill the holes.
         tail = np.setdiff1d(np.arange(size - n, size), chosen, assume_unique=True)
         holes = np.sort(chosen[chosen < size - n])
-        picked, source, target = (torch.from_numpy(a) for a in (chosen, tail, holes))
+        picked, source, target = (self._sent(a) for a in (chosen, tail, holes))
         batch = {}
         for name, store in self._store.items():
             batch[name] = store.index_select(0, picked)
             store[target] = store.index_select(0, source)
         self.tokens_out += n
         return batch
+
+    def _sent(self, numbers: np.ndarray[Any, Any]) -> Tensor:
+        host = torch.from_numpy(numbers)
+        if self.device.type != "cuda":
+            return host
+        return host.pin_memory().to(self.device, non_blocking=True)
 
     def peek(self, n: int) -> dict[str, Tensor]:
         """The first min(n, len) stored tokens, without taking them: a sample to measure on."""

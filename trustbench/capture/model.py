@@ -17,7 +17,9 @@ class _AllCaptured(Exception):
     """Ends the forward once the last hook point was seen."""
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_model(
+    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[Any, Any]:
     """A causal LM in eval mode, without gradients, and its tokenizer.
 
     Parameters
@@ -39,7 +41,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[Any, A
         raise InputError(
             f"model={name!r}: expected a folder or hub name of a causal language model ({error})"
         ) from error
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval().requires_grad_(False).to(device), tokenizer
 
 
 class ActivationCapture:
@@ -59,7 +61,7 @@ class ActivationCapture:
 
     @torch.no_grad()
     def run(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """{name: activations [B, T, d]} for input_ids [B, T].
+        """{name: activations [B, T, d]} for input_ids [B, T], on the model's device.
 
         The forward ends after the last needed module; later layers, the final norm and the LM head
         are not computed. Rows are padded on the right, which causal attention never looks at.
@@ -86,7 +88,7 @@ class ActivationCapture:
 
                 handles.append(point.module.register_forward_pre_hook(before, with_kwargs=True))
         try:
-            self.model.base_model(input_ids=input_ids, use_cache=False)
+            self.model.base_model(input_ids=input_ids.to(self.model.device), use_cache=False)
         except _AllCaptured:
             return {point.name: captured[point.name] for point in self.hook_points}
         finally:

@@ -75,8 +75,9 @@ class _Sums:
     def __init__(self, sae: SAE) -> None:
         d, F = sae.cfg.d_in, sae.cfg.d_sae
         self.error = self.squares = self.cosine = self.active = 0.0
-        self.mean = torch.zeros(d, dtype=torch.float64)
-        self.firing = torch.zeros(F, dtype=torch.int64)
+        device = sae.W_enc.device
+        self.mean = torch.zeros(d, dtype=torch.float64, device=device)
+        self.firing = torch.zeros(F, dtype=torch.int64, device=device)
 
     def add(self, sae: SAE, x: Tensor) -> None:
         code = sae.encode_sparse(x)
@@ -106,7 +107,7 @@ def evaluate(
     ----------
     saes : {hook point: SAE}
     model
-        The transformers causal LM that they belong to.
+        The transformers causal LM that they belong to, on the same device.
     batches : iterable of TokenBatch
         Held-out text. Masked positions (padding, an added BOS token) count for nothing; a
         cross-entropy is a mean over the tokens that follow an unmasked or BOS position.
@@ -128,7 +129,8 @@ def evaluate(
     sums = {name: _Sums(sae) for name, sae in by_name.items()}
     seen = kept_tokens = 0
     kept: list[TokenBatch] = []
-    for batch in batches:
+    for host_batch in batches:
+        batch = TokenBatch(*(tensor.to(model.device) for tensor in host_batch))
         for name, acts in capture.run(batch.input_ids).items():
             sums[name].add(by_name[name], acts[batch.mask].float())
         count = int(batch.mask.sum())
@@ -169,7 +171,7 @@ def _layer(sae: SAE, sums: _Sums, n: int, original: float, splice: _Splicer) -> 
     reconstructed = splice(lambda x: sae(x))
     zero = splice(torch.zeros_like)
     with_mean = splice(lambda x: mean.to(x.dtype).expand_as(x))
-    density = sums.firing.double() / n
+    density = sums.firing.double().cpu() / n
     log_density = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
     histogram = torch.histogram(log_density, torch.tensor(DENSITY_EDGES, dtype=torch.float64)).hist
     return LayerEval(

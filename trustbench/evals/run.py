@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trustbench import files
+from trustbench import devices, files
 from trustbench.capture import load_model
 from trustbench.data import Documents, TokenStream
 from trustbench.errors import CheckpointError
@@ -14,7 +14,13 @@ from trustbench.sae import load_saes
 
 
 def evaluate_run(
-    run: Path, *, data: str = "", snapshot: int = 0, tokens: int, spliced_tokens: int
+    run: Path,
+    *,
+    data: str = "",
+    snapshot: int = 0,
+    tokens: int,
+    spliced_tokens: int,
+    device: str = "auto",
 ) -> EvalReport:
     """`evaluate` for out/final, or out/snapshots/<snapshot>, of a run directory.
 
@@ -29,9 +35,10 @@ def evaluate_run(
     directory = run / "snapshots" / str(snapshot) if snapshot else run / "final"
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no SAEs there (is the run finished?)")
-    model, tokenizer = load_model(config["model"])
+    place = devices.resolve(device)
+    model, tokenizer = load_model(config["model"], device=place)
     return evaluate(
-        load_saes(directory),
+        {name: sae.to(place) for name, sae in load_saes(directory).items()},
         model,
         evaluation_stream(config, tokenizer, data),
         tokens=tokens,

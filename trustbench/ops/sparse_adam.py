@@ -39,7 +39,10 @@ class Weights(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Adam's first (m) and second (v) moments of `Weights`: all fp32, contiguous."""
+    """Adam's first (m) and second (v) moments of `Weights`: all fp32, contiguous.
+
+    Those of the matrices may be bf16 for the Triton kernels.
+    """
 
     m_W_enc: Tensor
     v_W_enc: Tensor
@@ -49,9 +52,16 @@ class Moments(NamedTuple):
     v_b_enc: Tensor
 
     @classmethod
-    def zeros_like(cls, weights: Weights) -> Moments:
-        """Fresh moments, on the device of the weights."""
-        return cls(*(torch.zeros_like(w) for w in weights for _ in range(2)))
+    def zeros_like(cls, weights: Weights, dtype: torch.dtype = torch.float32) -> Moments:
+        """Fresh moments, on the device of the weights; `dtype`: of the matrices' moments."""
+        kinds = (w.dtype if w.ndim == 1 or dtype == torch.float32 else dtype for w in weights)
+        return cls(
+            *(
+                torch.zeros_like(w, dtype=kind)
+                for w, kind in zip(weights, kinds, strict=True)
+                for _ in range(2)
+            )
+        )
 
 
 def sparse_adam_(

@@ -43,7 +43,7 @@ def initial_b_dec(x: Tensor, method: BiasInit) -> Tensor:
     if method == "mean":
         return x.float().mean(0)
     if method == "zero":
-        return torch.zeros(x.shape[1])
+        return torch.zeros(x.shape[1], device=x.device)
     raise bad("b_dec_init", method, "'geometric_median', 'mean' or 'zero'")
 
 

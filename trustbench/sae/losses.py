@@ -53,14 +53,14 @@ def loss(sae: SAE, x: Tensor, dead: Tensor | None = None) -> LossTerms:
         code = sae.encode_scaled(x)
         if sae.cfg.activation == "relu":
             penalty = sae.cfg.l1_coefficient * l1_penalty(sae, code) / len(x)
-    x_hat = sae.decode_scaled(code)
-    mse = (x - x_hat).square().sum(1).mean()
+    error, squared = sae.reconstruct_scaled(code, x)
+    x_hat, mse = x + error, squared.mean()
     auxk = x.new_zeros(())
     if dead is not None and sae.cfg.auxk_features > 0:
         found = auxk_code(sae, x, dead)
         if found is not None:
             e_hat = ops.decode(found.values, found.indices, sae.W_dec)
-            auxk = ((x - x_hat).detach() - e_hat).square().sum(1).mean()
+            auxk = (error.detach() + e_hat).square().sum(1).mean()
     total = mse + penalty + sae.cfg.auxk_coefficient * auxk
     return LossTerms(total, mse, penalty, auxk, x_hat, code)
 

@@ -112,6 +112,10 @@ class SAE(nn.Module):
         """The reconstruction [N, d] in scaled space, b_dec included."""
         return ops.decode(code.values, code.indices, self.W_dec, code.row_offsets) + self.b_dec
 
+    def reconstruct_scaled(self, code: Code, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_hat - x [N, d], its squared norms [N]) in scaled space, for x [N, d]."""
+        return ops.reconstruct(code.values, code.indices, self.W_dec, self.b_dec, x, code.row_offsets)
+
     # ---------------------------------------------------------------- what users call
 
     def encode_sparse(self, x: Tensor) -> Code:

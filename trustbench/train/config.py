@@ -17,6 +17,7 @@ from trustbench.sae.config import SAEConfig, check_fields
 Decay = Literal["constant", "linear", "cosine"]
 BiasInit = Literal["geometric_median", "mean", "zero"]
 Dtype = Literal["auto", "fp32", "bf16"]
+StateDtype = Literal["fp32", "bf16"]
 Sink = Literal["tensorboard", "wandb", "trackio"]
 Site = Literal["resid_post", "resid_pre", "mlp_in", "mlp_out", "attn_out"]
 
@@ -51,8 +52,10 @@ class TrainConfig:
         Tokens a row of text, at most; no more than the model has positions for.
     model_rows
         Rows a forward of the model.
+    device
+        auto (the first GPU, else the CPU), cpu, cuda or cuda:N: where everything runs.
     model_dtype
-        fp32 or bf16: weights and arithmetic of the model.
+        fp32 or bf16: weights and arithmetic of the model. auto: bf16 on a GPU, else fp32.
     data_field
         Field or column that holds the text.
     data_split
@@ -70,7 +73,7 @@ class TrainConfig:
     buffer_tokens
         Tokens that are mixed (see ActivationBuffer); 0: 16 batches.
     buffer_dtype
-        fp32 or bf16: how buffered activations are stored.
+        fp32 or bf16: how buffered activations are stored. auto: bf16 on a GPU, else fp32.
     lr
         Learning rate; 0: 2e-4 / sqrt(d_sae / 16384) (Gao et al. 2024, A.4).
     beta1
@@ -94,8 +97,12 @@ class TrainConfig:
     b_dec_init
         geometric_median, mean or zero of the first activations.
     matmul_dtype
-        bf16 rounds the encoder's matmul operands; fp32 does not; auto: bf16 where the processor has
-        bf16 instructions. Everything else is fp32.
+        bf16 rounds the encoder's matmul operands; fp32 does not; auto: bf16 on a GPU, and where the
+        processor has bf16 instructions. On the CPU everything else is fp32. On a GPU bf16 also means
+        that decoder rows are read, and residuals kept, in bf16; weights and sums are fp32.
+    state_dtype
+        fp32 or bf16: Adam's moments of the matrices. bf16 (GPU only) saves 8 bytes a weight and
+        costs precision: moments are rounded by chance, right in the mean.
     log_every
         Steps between two lines a layer in metrics.jsonl.
     snapshots
@@ -121,7 +128,8 @@ class TrainConfig:
     site: Site = "resid_post"
     context_length: int = 256
     model_rows: int = 16
-    model_dtype: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
+    model_dtype: Dtype = "auto"
     data_field: str = "text"
     data_split: str = "train"
     document_separator: str = ""
@@ -130,7 +138,7 @@ class TrainConfig:
     prepend_bos: bool = False
     batch_size: int = 2048
     buffer_tokens: int = 0
-    buffer_dtype: Literal["fp32", "bf16"] = "fp32"
+    buffer_dtype: Dtype = "auto"
     lr: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -143,6 +151,7 @@ class TrainConfig:
     dead_after_tokens: int = 10_000_000
     b_dec_init: BiasInit = "geometric_median"
     matmul_dtype: Dtype = "auto"
+    state_dtype: StateDtype = "fp32"
     log_every: int = 10
     snapshots: list[int] = field(default_factory=list)
     checkpoint_minutes: float = 10.0
@@ -180,7 +189,7 @@ class TrainConfig:
             raise bad("heldout_fraction", self.heldout_fraction, "a number in [0, 0.5]")
         choices = {
             "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype, "site": Site,
-            "model_dtype": Literal["fp32", "bf16"], "buffer_dtype": Literal["fp32", "bf16"],
+            "model_dtype": Dtype, "buffer_dtype": Dtype, "state_dtype": StateDtype,
         }  # fmt: skip
         for name, options in choices.items():
             if getattr(self, name) not in get_args(options):

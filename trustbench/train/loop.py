@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trustbench import files
+from trustbench import devices, files
 from trustbench.buffer import ActivationBuffer
 from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
 from trustbench.data import Documents, TokenStream
-from trustbench.errors import DataError, NonFiniteError, bad
+from trustbench.errors import DataError, NonFiniteError, TrustbenchError, bad
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, load_saes
 from trustbench.sae.init import initialise
-from trustbench.train import checkpoint, schedule
+from trustbench.train import checkpoint, memory, schedule
 from trustbench.train.config import TrainConfig
+from trustbench.train.device_step import DeviceTrainer, GraphMemory
 from trustbench.train.metrics import JsonLines, import_libraries, open_sinks
 from trustbench.train.step import AdamOptions, LayerTrainer
+from trustbench.train.streams import Streams
 
 _TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _INIT_TOKENS = 8192  # activations that an SAE's start is fitted to
@@ -82,7 +84,10 @@ class _Run:
             split=config.data_split,
             separator=config.document_separator,
         )
-        model, tokenizer = load_model(config.model, dtype=_TORCH[config.model_dtype])
+        self.device = devices.resolve(config.device)
+        model, tokenizer = load_model(
+            config.model, dtype=self._dtype(config.model_dtype), device=self.device
+        )
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if positions and config.context_length > positions:
             raise bad("context_length", config.context_length, f"at most the model's {positions}")
@@ -100,23 +105,52 @@ class _Run:
             pack_documents=config.pack_documents,
             prepend_bos=config.prepend_bos,
         )
+        if self.device.type == "cuda":
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            free, _ = torch.cuda.mem_get_info(self.device)
+            # What the model takes already is part of what is needed.
+            print(memory.check(memory.predict(config, widths, size), free + size, config, widths))
         self.buffer = ActivationBuffer(
-            widths, config.buffer_capacity, dtype=_TORCH[config.buffer_dtype], seed=config.seed
+            widths,
+            config.buffer_capacity,
+            dtype=self._dtype(config.buffer_dtype),
+            seed=config.seed,
+            device=self.device,
         )
+        self.streams = Streams(self.device)
+        self.graphs = GraphMemory() if self.device.type == "cuda" else None
         self.trainers = {name: self._trainer(name, width) for name, width in widths.items()}
         self.tokens = 0
+
+    def _dtype(self, name: str) -> torch.dtype:
+        if name == "auto":
+            name = "bf16" if self.device.type == "cuda" else "fp32"
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
     def _trainer(self, name: str, width: int) -> LayerTrainer:
         config, sae_config = self.config, self.config.sae
         if sae_config.d_in not in (0, width):
             raise bad("sae.d_in", sae_config.d_in, f"0 or {width}, the width of {name}")
-        sae = SAE(sae_config.replace(d_in=width))
+        sae = SAE(sae_config.replace(d_in=width)).to(self.device)
+        adam = AdamOptions(config.beta1, config.beta2, config.eps, config.clip_norm)
+        options: dict[str, Any] = {"dead_after_tokens": config.dead_after_tokens, "name": name}
+        fused = sae_config.activation != "jumprelu"
+        if fused and dispatch.implementation("sparse_adam", sae.W_enc) == "triton":
+            return DeviceTrainer(
+                sae,
+                adam,
+                moment_dtype=_TORCH[config.state_dtype],
+                compute_dtype=_TORCH["fp32" if config.matmul_dtype == "fp32" else "bf16"],
+                graphs=self.graphs,
+                **options,
+            )
+        if config.state_dtype == "bf16":
+            raise bad("state_dtype", "bf16", "fp32, except on a GPU and not for jumprelu")
         if config.matmul_dtype == "bf16" or (
-            config.matmul_dtype == "auto" and dispatch.has_fast_bf16()
+            config.matmul_dtype == "auto" and (self.device.type == "cuda" or dispatch.has_fast_bf16())
         ):
             sae.matmul_dtype = torch.bfloat16
-        adam = AdamOptions(config.beta1, config.beta2, config.eps, config.clip_norm)
-        return LayerTrainer(sae, adam, dead_after_tokens=config.dead_after_tokens, name=name)
+        return LayerTrainer(sae, adam, **options)
 
     def go(self, progress: bool) -> TrainResult:
         """Resume or start, loop, save."""
@@ -147,7 +181,7 @@ class _Run:
             finished = self._loop(bar, stopping)
         if finished:
             self._save_saes(self.out / "final")
-        saes = {name: trainer.sae.eval() for name, trainer in self.trainers.items()}
+        saes = {name: trainer.sae.eval().cpu() for name, trainer in self.trainers.items()}
         for sae in saes.values():
             sae.matmul_dtype = None  # as they load from files
         return TrainResult(self.out, saes, self.tokens, finished)
@@ -156,14 +190,20 @@ class _Run:
         config = self.config
         self._last = (time.monotonic(), self.tokens)
         saved_at, saved_tokens = time.monotonic(), self.tokens
+        if failure := self._filled():
+            self._checkpoint()
+            raise failure
         while self.tokens < config.tokens:
-            try:
-                self._fill()
-            except (DataError, NonFiniteError):
-                self._checkpoint()  # all steps so far are whole, and _fill left the data where it was
-                raise
             batch = self.buffer.take(min(config.batch_size, config.tokens - self.tokens))
+            with self.streams.beside():  # on a GPU the model's forward runs while the SAEs train
+                failure = self._filled()
             self._step(batch, bar)
+            self.streams.join()
+            if self.device.type == "cuda" and self.steps % config.log_every == 0:
+                self.buffer.check_finite()
+            if failure:
+                self._checkpoint()  # all steps so far are whole, and _fill left the data where it was
+                raise failure
             due = config.checkpoint_tokens and (
                 self.tokens - saved_tokens >= config.checkpoint_tokens
             )
@@ -177,6 +217,14 @@ class _Run:
                 return False
         return True
 
+    def _filled(self) -> TrustbenchError | None:
+        """`_fill`; returns what went wrong with the data, for after the step that is under way."""
+        try:
+            self._fill()
+        except (DataError, NonFiniteError) as error:
+            return error
+        return None
+
     def _fill(self) -> None:
         """Capture until the buffer has no room for another forward (or the run needs no more).
 
@@ -189,7 +237,13 @@ class _Run:
             try:
                 batch = next(self.stream)
                 acts = self.capture.run(batch.input_ids)
-                self.buffer.put({name: a[batch.mask].float() for name, a in acts.items()})
+                kept = batch.mask.flatten().nonzero().flatten()  # on the host: nothing to wait for
+                if len(kept) == batch.mask.numel():
+                    rows = {name: a.flatten(0, 1) for name, a in acts.items()}
+                else:
+                    place = self.streams.sent(kept)
+                    rows = {name: a.flatten(0, 1).index_select(0, place) for name, a in acts.items()}
+                self.buffer.put(rows)
             except (DataError, NonFiniteError):
                 self.stream.load_state_dict(position)
                 raise
@@ -198,19 +252,20 @@ class _Run:
         """Fit every SAE's start to the first activations."""
         for name, sample in self.buffer.peek(_INIT_TOKENS).items():
             initialise(self.trainers[name].sae, sample.float(), self.config.b_dec_init)
+            self.trainers[name].weights_changed()
 
     def _step(self, batch: dict[str, Tensor], bar: Any) -> None:
         config = self.config
         size = len(next(iter(batch.values())))
         before, self.tokens = self.tokens, self.tokens + size
-        step = next(iter(self.trainers.values())).steps + 1
+        step = self.steps + 1
         # The schedules are read in the middle of the step: neither the first nor the last is 0.
         middle = (before + self.tokens) / 2
         lr = config.learning_rate * schedule.lr_factor(config, middle)
         sparsity = schedule.sparsity_factor(config, middle)
         measure = step % config.log_every == 0 or self.tokens >= config.tokens
         results = {
-            name: trainer.step(batch[name].float(), lr, sparsity=sparsity, measure=measure)
+            name: trainer.step(batch[name], lr, sparsity=sparsity, measure=measure)
             for name, trainer in self.trainers.items()
         }
         bar.update(size)
@@ -220,16 +275,22 @@ class _Run:
             self._last = (now, self.tokens)
             for name, result in results.items():
                 line = {"step": step, "tokens": self.tokens, "hook_point": name, "lr": lr}
+                assert result is not None  # it was asked to measure
                 line |= result._asdict() | {"tokens_per_second": round(speed)}
                 with checkpoint.writing(self.out / "metrics.jsonl"):
                     self.lines.write(line)
                 for sink in self.sinks:
                     sink.write(line)
-            mean = sum(result.fvu or 0.0 for result in results.values()) / len(results)
+            mean = sum((r and r.fvu) or 0.0 for r in results.values()) / len(results)
             bar.set_postfix_str(f"mean fvu {mean:.4f}")
         for count in config.snapshots:
             if before < count <= self.tokens:
                 self._save_saes(self.out / "snapshots" / str(count))
+
+    @property
+    def steps(self) -> int:
+        """Training steps so far."""
+        return next(iter(self.trainers.values())).steps
 
     def _save_saes(self, target: Path) -> None:
         with checkpoint.writing(target), files.atomic_dir(target) as directory:

@@ -57,6 +57,8 @@ class LayerTrainer:
         A feature is dead when it was inactive for this many tokens.
     name : str
         The hook point, for error messages.
+    moment_dtype : torch.dtype
+        fp32, or bf16 (rounded by chance, right in the mean) where the step runs on Triton kernels.
     """
 
     def __init__(
@@ -66,13 +68,16 @@ class LayerTrainer:
         *,
         dead_after_tokens: int = 10_000_000,
         name: str = "",
+        moment_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.sae, self.name, self.dead_after = sae.train(), name, dead_after_tokens
         self.adam = adam or AdamOptions()
         self.steps = 0
-        self.inactive = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)  # tokens since last active
+        device = sae.W_enc.device
+        # Tokens since each feature was last active.
+        self.inactive = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=device)
         self.weights = Weights(sae.W_enc.data, sae.W_dec.data, sae.b_enc.data)
-        self.moments = Moments.zeros_like(self.weights)
+        self.moments = Moments.zeros_like(self.weights, moment_dtype)
         # m and v of the one-dimensional parameters that sparse_adam_ does not own.
         small = [sae.b_dec] + ([sae.log_threshold] if sae.cfg.activation == "jumprelu" else [])
         self.small = [p.data.view(1, -1) for p in small]
@@ -83,9 +88,12 @@ class LayerTrainer:
         """Which features are dead now, bool [F]."""
         return self.inactive >= self.dead_after
 
+    def weights_changed(self) -> None:
+        """To be called when something else has changed the weights: here nothing depends on them."""
+
     def step(
         self, x: Tensor, lr: float, *, sparsity: float = 1.0, measure: bool = False
-    ) -> StepResult:
+    ) -> StepResult | None:
         """Train on activations x [N, d] as the model gives them.
 
         `sparsity` multiplies the L1 or L0 coefficient. Raises NonFiniteError, before any weight is
@@ -113,9 +121,8 @@ class LayerTrainer:
     ) -> tuple[Code, Tensor, tuple[float, float, float]]:
         sae, cfg, N = self.sae, self.sae.cfg, len(x)
         code = sae.encode_scaled(x)
-        x_hat = sae.decode_scaled(code)
-        error = x_hat - x
-        mse = error.square().sum().item() / N
+        error, squared = sae.reconstruct_scaled(code, x)
+        mse = squared.sum().item() / N
         grad = error * (2 / N)
         centred = x - sae.b_dec
 
@@ -144,10 +151,10 @@ class LayerTrainer:
         b_dec_grad = grad.sum(0)
         scale = 1.0
         if self.adam.clip_norm:
-            squared, through_x = ops.sparse_grad_norm(
+            weights_squared, through_x = ops.sparse_grad_norm(
                 self.weights, values, by_feature, sources, grads, **shared
             )
-            scale = self._clip_scale(squared + (b_dec_grad + through_x).square().sum().item())
+            scale = self._clip_scale(weights_squared + (b_dec_grad + through_x).square().sum().item())
         adam = self._adam_arguments(lr)
         through_x = ops.sparse_adam_(
             self.weights, values, by_feature, sources, grads, self.moments,
@@ -157,7 +164,7 @@ class LayerTrainer:
         ops.adam_(self.small[0], b_dec_grad.view(1, -1), *self.small_moments[:2], **adam)
         if cfg.activation == "batchtopk":
             self._update_threshold(code)
-        return code, x_hat, (total, mse, auxk)
+        return code, x + error, (total, mse, auxk)
 
     def _autograd_step(
         self, x: Tensor, lr: float, sparsity: float
@@ -208,9 +215,12 @@ class LayerTrainer:
     def _update_threshold(self, code: Code) -> None:
         # Bussmann et al. 2024, eq. 8: the mean of the batches' smallest positive activations.
         if code.values.numel():
-            least, known = code.values.min(), self.sae.threshold
-            mixed = _THRESHOLD_DECAY * known + (1 - _THRESHOLD_DECAY) * least
-            known.copy_(torch.where(known.isnan(), least, mixed))
+            self._mix_threshold(code.values.min())
+
+    def _mix_threshold(self, least: Tensor) -> None:
+        known = self.sae.threshold
+        mixed = _THRESHOLD_DECAY * known + (1 - _THRESHOLD_DECAY) * least
+        known.copy_(torch.where(known.isnan(), least, mixed))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on."""
@@ -239,4 +249,4 @@ def _offsets(code: Code) -> Tensor:
     if code.row_offsets is not None:
         return code.row_offsets
     n, k = code.values.shape
-    return torch.arange(n + 1) * k
+    return torch.arange(n + 1, device=code.values.device) * k

@@ -1,0 +1,100 @@
+"""The step on Triton kernels equals the step on the CPU, step after step (in the interpreter)."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tests.train.test_step import CASES, activations
+from trustbench.errors import NonFiniteError
+from trustbench.sae import SAE, SAEConfig
+from trustbench.train.device_step import DeviceTrainer
+from trustbench.train.step import AdamOptions, LayerTrainer
+
+FUSED = [name for name in CASES if not name.startswith("jumprelu")]
+
+
+def pair(case: str, adam=None, **options):
+    """The same SAE in a LayerTrainer and in a DeviceTrainer."""
+    cfg = SAEConfig(d_in=24, d_sae=30, k=6, normalize="expected_norm", **CASES[case])
+    sae = SAE(cfg)
+    sae.input_scale.fill_(0.8)
+    shared = {"dead_after_tokens": 40}
+    there = DeviceTrainer(copy.deepcopy(sae), adam, **shared, **options)
+    return LayerTrainer(sae, adam, **shared), there
+
+
+@pytest.mark.parametrize(
+    ("case", "dense_above"),
+    [(name, float("inf")) for name in FUSED] + [(n, 0.0) for n in FUSED if n.startswith("relu")],
+)
+@pytest.mark.parametrize("clip_norm", [0.0, 0.7])
+def test_equals_the_step_on_the_cpu(case, dense_above, clip_norm):
+    mine, theirs = pair(
+        case, AdamOptions(clip_norm=clip_norm), compute_dtype=torch.float32, dense_above=dense_above
+    )
+    theirs.l0 = 100.0  # dense or sparse from the first step on
+    for _ in range(4):
+        x = activations(17, 24)
+        expected = mine.step(x, 3e-3, sparsity=0.5, measure=True)
+        found = theirs.step(x, 3e-3, sparsity=0.5, measure=True)
+        for name, e in expected._asdict().items():
+            assert getattr(found, name) == pytest.approx(e, rel=1e-4, abs=1e-6), name
+        assert torch.equal(theirs.inactive, mine.inactive)
+    state, wanted = theirs.state_dict(), mine.state_dict()
+    for name, e in wanted.items():
+        torch.testing.assert_close(state[name], e, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("case", "moment_dtype"), [("topk", torch.bfloat16), ("relu-sum", torch.float32)]
+)
+def test_bf16_learns_as_well(case, moment_dtype):
+    mine, theirs = pair(case, moment_dtype=moment_dtype)
+    assert theirs.moments.m_W_enc.dtype == moment_dtype
+    for step in range(8):
+        x = activations(32, 24)
+        expected = mine.step(x, 1e-2, measure=True)
+        found = theirs.step(x, 1e-2, measure=step % 4 == 3)
+    assert found.fvu == pytest.approx(expected.fvu, rel=0.05)
+    for weights, copied in zip(theirs.weights, theirs.copies, strict=False):
+        # The interpreter cuts off what a GPU rounds.
+        torch.testing.assert_close(weights.bfloat16(), copied, rtol=2**-7, atol=0)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported():
+    _, trainer = pair("topk")
+    x = activations(8, 24)
+    trainer.step(x, 1e-2)
+    before = {name: t.clone() for name, t in trainer.state_dict().items()}
+    x[3, 3] = float("nan")
+    trainer.step(x, 1e-2)
+    after = trainer.state_dict()
+    for name in before:
+        if name.startswith(("sae.", "adam.")):
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(NonFiniteError, match="not finite at step 2; that step changed no weight"):
+        trainer.step(activations(8, 24), 1e-2, measure=True)
+
+
+@pytest.mark.parametrize("case", ["topk+auxk", "relu-norm"])
+def test_a_restored_trainer_goes_on_bit_for_bit(case):
+    options = {"moment_dtype": torch.bfloat16, "compute_dtype": torch.float32}
+    (_, one), (_, other) = pair(case, **options), pair(case, **options)
+    batches = [activations(17, 24) for _ in range(4)]
+    for x in batches[:3]:
+        one.step(x, 1e-2, measure=True)
+    other.load_state_dict({name: t.clone() for name, t in one.state_dict().items()})
+    for x in batches[3:]:
+        one.step(x, 1e-2, measure=True)
+        other.step(x, 1e-2, measure=True)
+    theirs = other.state_dict()
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_jumprelu_is_refused():
+    with pytest.raises(NotImplementedError, match="JumpReLU trains through LayerTrainer"):
+        pair("jumprelu")

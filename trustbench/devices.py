@@ -1,0 +1,29 @@
+"""Which device a job runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from trustbench.errors import bad
+
+
+def resolve(name: str) -> torch.device:
+    """The torch.device of "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises InputError when there is no such device.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise bad("device", name, "auto, cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise bad("device", name, "auto, cpu, cuda or cuda:N")
+    if (device.index or 0) >= count:
+        found = f"{count} CUDA devices" if count else "no CUDA device"
+        raise bad("device", name, f"a device that is there; torch sees {found}")
+    return torch.device("cuda", device.index or 0)

@@ -1,0 +1,75 @@
+"""A ReLU step in its dense regime: five matmuls, and one pass over the activations between them.
+
+    acts = relu(x W_encᵀ + b)      error = acts W_dec + b_dec - x      dacts = error W_decᵀ
+    dpre = dacts + slope where acts > 0       dW_dec = actsᵀ error       dW_enc = dpreᵀ x
+
+While thousands of features are active on a token, gathering their rows costs more than multiplying
+with all of them. The matmuls are the library's (their rate is the floor here); bias and ReLU are in
+the first one's epilogue, the residual in the second one's addend.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trustbench.ops import dispatch
+
+if TYPE_CHECKING:
+    from trustbench.train.device_step import DeviceTrainer
+
+# Where the sparse path's three gathers of L0 rows cost about what the dense path's four further
+# matmuls do at F = 32768, d = 1024, on paper; `benchmarks/gpu.py` measures it.
+DENSE_ABOVE = 256.0
+
+
+def run(
+    trainer: DeviceTrainer, x: Tensor, centred: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step; returns (mse, penalty, active entries, activations of every feature [F])."""
+    sae, cfg, a, N = trainer.sae, trainer.sae.cfg, trainer.adam, len(x)
+    W_enc, W_dec = trainer.read_weights
+    acts = torch._addmm_activation(trainer.weights.b_enc.to(x.dtype), centred, W_enc.T)
+    error = torch.addmm((sae.b_dec - x.float()).to(x.dtype), acts, W_dec)
+    mse = error.float().square().sum() / N
+    norms = torch.ones_like(trainer.weights.b_enc)
+    if cfg.l1_form == "decoder_norm":
+        norms = trainer.weights.W_dec.norm(dim=1)
+    dacts = error @ W_dec.T
+    db, mass, fired = dispatch.triton("_dense_grad").mask_gradient(acts, dacts, slope * norms)
+    penalty = 2 * slope * (mass * norms).sum() / N
+    trainer.figures[3] = mse + penalty
+
+    dW_dec, dW_enc = _fp32_product(acts, error), _fp32_product(dacts, centred)
+    if cfg.l1_form == "decoder_norm":
+        along = slope * mass / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        dW_dec.addcmul_(along[:, None], trainer.weights.W_dec)
+    b_dec_grad = error.sum(0, dtype=torch.float32) - db @ trainer.weights.W_enc
+    if a.clip_norm:
+        inner = dW_dec
+        if cfg.unit_norm:
+            W = trainer.weights.W_dec
+            inner = dW_dec - (dW_dec * W).sum(1, keepdim=True) * W
+        squares = inner.square().sum() + dW_enc.square().sum() + db.square().sum()
+        trainer.clip(squares + b_dec_grad.square().sum())
+
+    adam, m = dispatch.triton("adam").adam, trainer.moments
+    shared = (trainer.figures, a.beta1, a.beta2, a.eps)
+    copy_enc, copy_dec = trainer.copies or (None, None)
+    adam(trainer.weights.W_enc, dW_enc, m.m_W_enc, m.v_W_enc, *shared, False, copy_enc)
+    adam(trainer.weights.W_dec, dW_dec, m.m_W_dec, m.v_W_dec, *shared, cfg.unit_norm, copy_dec)
+    columns = [t.view(-1, 1) for t in (trainer.weights.b_enc, db, m.m_b_enc, m.v_b_enc)]
+    adam(*columns, *shared, False)
+    trainer.update_b_dec(b_dec_grad)
+    return mse, penalty, fired.sum(), fired
+
+
+def _fp32_product(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ b [F, d] in fp32, from operands in any dtype."""
+    if a.dtype == torch.float32:
+        return a.T @ b
+    if a.is_cuda:
+        return torch.mm(a.T, b, out_dtype=torch.float32)
+    return a.T.float() @ b.float()
