@@ -1,0 +1,76 @@
+"""Timing on a device, and its two ceilings."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Ceilings(NamedTuple):
+    """Measured at the start of a run: what no kernel can beat."""
+
+    bytes_per_second: float  # a copy, read and written bytes together
+    flops: float  # a large bf16 matmul
+
+
+class Clock:
+    """Medians of one device, with the L2 cache emptied before every measurement.
+
+    Parameters
+    ----------
+    device : torch.device
+        A CUDA device; on the CPU (a rehearsal) everything is timed once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.on_gpu = device.type == "cuda"
+        self._flush = torch.empty(2**26 if self.on_gpu else 1, dtype=torch.int32, device=device)
+
+    def seconds(self, function: Callable[[], Any], *, rounds: int = 21, flush: bool = True) -> float:
+        """Median seconds of a call, warm."""
+        if not self.on_gpu:
+            started = time.perf_counter()
+            function()
+            return time.perf_counter() - started
+        for _ in range(3):
+            function()
+        times = []
+        for _ in range(rounds):
+            if flush:
+                self._flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            end.record()
+            torch.cuda.synchronize(self.device)
+            times.append(start.elapsed_time(end) / 1e3)
+        return median(times)
+
+    def ceilings(self) -> Ceilings:
+        """Copy bandwidth and bf16 matmul rate, on random data."""
+        size = 2**29 if self.on_gpu else 2**16
+        source = torch.randn(size // 4, device=self.device)
+        target = torch.empty_like(source)
+        copy = self.seconds(lambda: target.copy_(source))
+        n = 8192 if self.on_gpu else 64
+        a, b = (torch.randn(n, n, device=self.device).bfloat16() for _ in range(2))
+        product = self.seconds(lambda: a @ b.T)
+        return Ceilings(2 * size / copy, 2 * n**3 / product)
+
+
+def floor(ceilings: Ceilings, moved: float, flops: float = 0.0) -> float:
+    """The least seconds for so many bytes and operations."""
+    return max(moved / ceilings.bytes_per_second, flops / ceilings.flops)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """For a table."""
+    if seconds is None or math.isnan(seconds):
+        return "-"
+    return f"{1e3 * seconds:.3f}"
