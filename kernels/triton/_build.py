@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Limits(NamedTuple):
-    """The most that a build may use; what a test holds it to."""
+    """The most that a build may use, with Triton 3.6 and 3.9; what a test holds it to."""
 
     registers: int  # a thread, on any target
     shared: int = 16 * 1024  # bytes a program, on any target

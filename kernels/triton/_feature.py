@@ -64,7 +64,7 @@ def gradient_sums(
 @triton.jit
 def chunk_of(offsets, chunk_ends, F, chunk, LONG: tl.constexpr):
     """(feature, first entry, end) of a chunk: the first feature whose chunks end after it."""
-    low, high = 0, F
+    low, high = tl.full((), 0, tl.int32), F
     while low < high:
         middle = (low + high) // 2
         if tl.load(chunk_ends + middle) > chunk:

@@ -12,7 +12,7 @@ from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._order import LOWEST, from_ordered, ordered, split, store_pair
 
 _LOWEST = tl.constexpr(LOWEST)
-_HELD = 8192  # entries of a row that one program holds; a longer row is read for every count
+_HELD = 4096  # entries of a row that one program holds; a longer row is read for every count
 SORTED = 1024  # the longest row that sort_kernel sorts
 
 
@@ -236,17 +236,23 @@ _CANDIDATES = {
 _SIZES = dict.fromkeys(("first", "C", "T", "F", "k"), "i32")
 
 BUILDS = (
-    *(
-        Build(
-            f"candidates, {BLOCK} in registers",
-            select_kernel,
-            _CANDIDATES | _SIZES,
-            {"BLOCK": BLOCK, "WHOLE": True, "LISTED": False, "BITS": 4, "M": 2, "BUCKET": 16}
-            | {"BLOCK_T": 256},
-            warps=_select_warps(BLOCK),
-            limits=Limits(registers=172, spills={80: 70} if BLOCK == _HELD else {}),
-        )
-        for BLOCK in (4096, _HELD)
+    Build(
+        "candidates, all in registers",
+        select_kernel,
+        _CANDIDATES | _SIZES,
+        {"BLOCK": _HELD, "WHOLE": True, "LISTED": False, "BITS": 4, "M": 2, "BUCKET": 16}
+        | {"BLOCK_T": 256},
+        warps=_select_warps(_HELD),
+        limits=Limits(registers=172, spills={100: 4}),
+    ),
+    Build(
+        "candidates, too many for that",
+        select_kernel,
+        _CANDIDATES | _SIZES,
+        {"BLOCK": _HELD, "WHOLE": False, "LISTED": False, "BITS": 4, "M": 2, "BUCKET": 16}
+        | {"BLOCK_T": 1024},
+        warps=_select_warps(_HELD),
+        limits=Limits(registers=172),
     ),
     Build(
         "pre-activations of any F, listed rows",
@@ -255,7 +261,7 @@ BUILDS = (
         {"BLOCK": _HELD, "WHOLE": False, "LISTED": True, "BITS": 0, "M": 1, "BUCKET": 1}
         | {"BLOCK_T": 1},
         warps=_select_warps(_HELD),
-        limits=Limits(registers=128),
+        limits=Limits(registers=172),
     ),
     Build(
         "rows to be done again",

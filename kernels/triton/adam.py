@@ -62,9 +62,7 @@ BUILDS = tuple(
         {"UNIT_NORM": unit_norm, "COPY": unit_norm, "BD": row_shape(d).BD},
         warps=row_shape(d).warps,
         # 32 numbers of a row of 16384 a thread: a few spill, beside 16 bytes of traffic a number.
-        limits=Limits(
-            registers=128, shared=4096, spills=dict.fromkeys((80, 90, 100), 65) if d > 8192 else {}
-        ),
+        limits=Limits(registers=128, spills=dict.fromkeys((80, 90, 100), 65) if d > 8192 else {}),
     )
     for d, kind, unit_norm in ((1024, "fp32", True), (1024, "bf16", False), (16384, "fp32", True))
 )

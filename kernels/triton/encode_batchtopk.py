@@ -88,7 +88,7 @@ BUILDS = (
             {"pre": "*fp32", "state": "*i32", "counts": "*i32", "total": "i64", "SHIFT": "i32"},
             {"BITS": bits, "BLOCK": _BLOCK, "BLOCKS": _BLOCKS},
             warps=8,
-            limits=Limits(registers=128, shared=32 * 1024),
+            limits=Limits(registers=255),
         )
         for bits in (11, 10)
     ),

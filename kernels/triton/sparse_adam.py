@@ -65,14 +65,17 @@ def sparse_adam_kernel(
             d_dec, d_enc, db, mass, active = gradient_sums(
                 values, rows, positions, x, grad, w, slope * norm, first, end, cols, d, BD, U
             )
-            last = tl.load(chunk_ends + i)
-            for chunk in range(last - chunks, last):
-                at = sums + chunk.to(tl.int64) * (2 * d) + cols
-                d_dec += tl.load(at, mask=inside, other=0.0)
-                d_enc += tl.load(at + d, mask=inside, other=0.0)
-                db += tl.load(totals + chunk * 3)
-                mass += tl.load(totals + chunk * 3 + 1)
-                active += tl.load(totals + chunk * 3 + 2).to(tl.int32)
+            chunk = tl.load(chunk_ends + i) - chunks
+            sums_at = sums + chunk.to(tl.int64) * (2 * d) + cols
+            totals_at = totals + chunk * 3
+            for _ in range(chunks):
+                d_dec += tl.load(sums_at, mask=inside, other=0.0)
+                d_enc += tl.load(sums_at + d, mask=inside, other=0.0)
+                db += tl.load(totals_at)
+                mass += tl.load(totals_at + 1)
+                active += tl.load(totals_at + 2).to(tl.int32)
+                sums_at += 2 * d
+                totals_at += 3
             if DECODER_NORM:
                 d_dec += slope * mass / tl.maximum(norm, 1.1754944e-38) * w
             if UNIT_NORM:
@@ -170,11 +173,11 @@ def _builds():
         BD, U, warps = row_shape(d)
         # A row of 16384 is 32 numbers a thread, and five such rows are held at once: they spill, to
         # L1. Cutting the row in parts would read every token's row again for each part instead.
-        spills = {80: 1800, 90: 2400, 100: 450} if d > 8192 else {80: 2}
+        spills = {80: 1800, 90: 2400, 100: 500} if d > 8192 else {80: 6}
         shape = {"LONG": _feature.LONG, "BD": BD, "U": U}
         sources = {"x": f"*{kind}", "grad": f"*{kind}"}
         sums = {"chunk_ends": "*i32", "sums": "*fp32", "totals": "*fp32"}
-        limits = Limits(registers=146, shared=16384, spills=spills)
+        limits = Limits(registers=150, shared=16384, spills=spills)
         if moment == "fp32":
             yield Build(
                 f"chunks, {kind}, d = {d}",
