@@ -56,6 +56,6 @@ def product(
 
 
 def precision(x: torch.Tensor) -> str:
-    """How fp32 operands are multiplied: as torch.set_float32_matmul_precision says. Nothing, for bf16."""
+    """How fp32 operands are multiplied: as torch.set_float32_matmul_precision says."""
     fast = x.dtype == torch.bfloat16 or torch.get_float32_matmul_precision() != "highest"
     return "tf32" if fast else "ieee"

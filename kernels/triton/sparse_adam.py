@@ -66,11 +66,11 @@ def sparse_adam_kernel(
                 values, rows, positions, x, grad, w, slope * norm, first, end, cols, d, BD, U
             )
             chunk = tl.load(chunk_ends + i) - chunks
-            sums_at = sums + chunk.to(tl.int64) * (2 * d) + cols
+            sums_at = sums + chunk.to(tl.int64) * (2 * d)
             totals_at = totals + chunk * 3
             for _ in range(chunks):
-                d_dec += tl.load(sums_at, mask=inside, other=0.0)
-                d_enc += tl.load(sums_at + d, mask=inside, other=0.0)
+                d_dec += tl.load(sums_at + cols, mask=inside, other=0.0)
+                d_enc += tl.load(sums_at + d + cols, mask=inside, other=0.0)
                 db += tl.load(totals_at)
                 mass += tl.load(totals_at + 1)
                 active += tl.load(totals_at + 2).to(tl.int32)
@@ -173,7 +173,7 @@ def _builds():
         BD, U, warps = row_shape(d)
         # A row of 16384 is 32 numbers a thread, and five such rows are held at once: they spill, to
         # L1. Cutting the row in parts would read every token's row again for each part instead.
-        spills = {80: 1800, 90: 2400, 100: 500} if d > 8192 else {80: 6}
+        spills = {80: 1800, 90: 2400, 100: 600} if d > 8192 else {80: 6}
         shape = {"LONG": _feature.LONG, "BD": BD, "U": U}
         sources = {"x": f"*{kind}", "grad": f"*{kind}"}
         sums = {"chunk_ends": "*i32", "sums": "*fp32", "totals": "*fp32"}

@@ -52,10 +52,10 @@ def weight_grad_kernel(
     end = tl.where(chunks > 0, first, end)  # its chunks have all of it
     total, mass = _sums(coefs, rows, positions, source, first, end, cols, d, BD, U)
     chunk = tl.load(chunk_ends + i) - chunks
-    sums_at = sums + chunk.to(tl.int64) * d + cols
+    sums_at = sums + chunk.to(tl.int64) * d
     masses_at = masses + chunk
     for _ in range(chunks):
-        total += tl.load(sums_at, mask=cols < d, other=0.0)
+        total += tl.load(sums_at + cols, mask=cols < d, other=0.0)
         mass += tl.load(masses_at)
         sums_at += d
         masses_at += 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from trustbench import ops
 from trustbench.kernels.triton import (
     _adam,
     _dense_grad,
@@ -14,6 +12,8 @@ from trustbench.kernels.triton import (
     adam,
     transpose_code,
 )
+
+from trustbench import ops
 from trustbench.ops.sparse_adam import Moments, Weights
 
 
@@ -107,5 +107,5 @@ def test_the_mask_pass_of_the_dense_regime(monkeypatch):
 
 
 def test_rows_too_long_for_the_kernels_are_refused():
-    with pytest.raises(NotImplementedError, match="d_in=16385.*at most 16384"):
+    with pytest.raises(NotImplementedError, match=r"d_in=16385.*at most 16384"):
         _launch.row_shape(16385)

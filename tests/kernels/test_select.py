@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from trustbench.kernels.triton import (
     _dense,
     _matmul,
@@ -42,7 +41,7 @@ def test_a_row_longer_than_the_registers(monkeypatch, F):
     assert encode_topk.plan(F, 5) is not None
     assert_selected(*inputs(9, 64, F), 5)  # candidates, in parts
     assert_selected(*inputs(9, 64, F, torch.float32), 5)  # pre-activations, in parts
-    x, W, b = inputs(5, 64, F)
+    x, W, _ = inputs(5, 64, F)
     ties = (x.round(), (4 * W.float()).round().bfloat16(), torch.zeros(F))
     values, indices = encode_topk.encode_topk(*ties, 5)
     assert torch.equal(indices, expected(*ties, 5)[1])
