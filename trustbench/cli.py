@@ -102,6 +102,18 @@ def _parser() -> ArgumentParser:
     demo.add_argument("--tokens", type=int, default=0, help="tokens to train on; 0: the default")
     commands.add_subcommand("demo", demo, help="the whole main job on built-in model and text")
 
+    tune = ArgumentParser(
+        exit_on_error=False,
+        description="Time every shipped configuration of the GPU kernels on this card, and remember"
+        " the fastest for later runs. Optional: the defaults are good.",
+    )
+    tune.add_argument("--d_in", type=int, default=1024, help="width of the activations")
+    tune.add_argument("--d_sae", type=int, default=32768, help="features of an SAE")
+    tune.add_argument("--k", type=int, default=64, help="active features a token")
+    tune.add_argument("--batch_size", type=int, default=16384, help="tokens a training step")
+    tune.add_argument("--device", default="cuda", help="cuda or cuda:N")
+    commands.add_subcommand("tune", tune, help="fit the kernels to this GPU (a minute)")
+
     commands.add_subcommand(
         "info",
         ArgumentParser(description="Versions, devices, native modules, what runs each op."),
@@ -131,6 +143,25 @@ def _train(options: Namespace) -> int:
         )
         return _INTERRUPTED
     print(f"{len(result.saes)} SAEs, {result.tokens} tokens each: {result.out / 'final'}")
+    return 0
+
+
+def _tune(options: Namespace) -> int:
+    from triton.testing import do_bench
+
+    from trustbench import devices
+    from trustbench.errors import bad
+    from trustbench.ops import dispatch
+    from trustbench.train.tune import tune
+
+    device = devices.resolve(options.device)
+    if device.type != "cuda":
+        raise bad("device", options.device, "a CUDA device: there is nothing to tune on a CPU")
+    sizes = (options.d_in, options.d_sae, options.k, options.batch_size)
+    for found in tune(*sizes, device, lambda run: do_bench(run, return_mode="median") / 1e3):
+        times = ", ".join(f"{1e3 * seconds:.3f}" for seconds in found.seconds)
+        print(f"{found.name}: {times} ms; fastest: {found.fastest}")
+    print(f"written to {dispatch.triton('_tuned').cache_file()}")
     return 0
 
 

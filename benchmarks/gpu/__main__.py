@@ -1,4 +1,4 @@
-"""Check every kernel, time each against its floor and its peers, then train end to end.
+"""Check every kernel, tune, time each against its floor and its peers, then train end to end.
 
     python -m benchmarks.gpu              on a machine with a GPU, within 8 minutes
     python -m benchmarks.gpu --rehearse   the same script in Triton's interpreter, at toy sizes
@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 import traceback
 from typing import Any
 
 if "--rehearse" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # where tuned choices go
 
 import torch
 
@@ -25,6 +27,7 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.harness import machine
 from trustbench import ops
 from trustbench.ops.spec import Shape
+from trustbench.train.tune import tune
 
 FULL = Shape(16384, 1024, 32768, 64)
 CHECKED = Shape(2048, 1024, 32768, 64)
@@ -74,6 +77,10 @@ def _measure(device: torch.device, rehearse: bool, deadline: float) -> dict[str,
     result["checks"] = checks.run(TOY if rehearse else CHECKED, device)
     for name, outcome in result["checks"].items():
         print(f"  {name}: {outcome}", flush=True)
+    found = stage(
+        "tune", 60, lambda: list(tune(shape.d, shape.F, shape.k, shape.N, device, clock.seconds))
+    )
+    result["tuned"] = [t._asdict() for t in found or ()]
     timings = stage("kernels", 60, lambda: kernels.run(shape, clock, ceilings)) or []
     result["kernels"] = [timing._asdict() for timing in timings]
 

@@ -49,6 +49,15 @@ def _lines(result: dict[str, Any]) -> list[str]:
         )
     lines += [
         "",
+        "## Tuned",
+        "",
+        "| what | every shipped configuration, ms |",
+        "| --- | --- |",
+        *(
+            f"| {t['name']} | {', '.join(milliseconds(s) for s in t['seconds'])} |"
+            for t in result["tuned"]
+        ),
+        "",
         "## End to end: all layers of a Pythia-410M-shaped model",
         "",
         "| regime | L0 | tokens/s | without the model | share of the floor | peak GB | predicted GB"

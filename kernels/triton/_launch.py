@@ -1,19 +1,27 @@
 """Which of a kernel's shipped configurations runs, and how operands are handed over.
 
-Nothing is tuned unasked: the first configuration that fits the device is the default. `tune` times
-them all and writes the winner to a file, keyed by device and versions, that later processes read.
+Nothing is tuned unasked: the first configuration that fits the device is the default, and what
+`trustbench tune` found on this card (see _tuned.py) goes before it.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import triton
+from trustbench.kernels.triton import _tuned
 
-from trustbench import files
+
+class Shipped(Protocol):
+    """A configuration that a kernel ships with."""
+
+    def shared(self, item: int) -> int:
+        """About the bytes of shared memory that it needs, for operands of `item` bytes."""
+        ...
+
+
+C = TypeVar("C", bound=Shipped)
 
 
 class Config(NamedTuple):
@@ -23,7 +31,7 @@ class Config(NamedTuple):
     warps: int
     stages: int
 
-    def shared(self, item: int = 2) -> int:
+    def shared(self, item: int) -> int:
         """About the shared memory of a matmul tile with operands of `item` bytes."""
         t = self.tile
         return self.stages * (t["BM"] + t["BN"]) * t["BK"] * item
@@ -34,68 +42,23 @@ def tile(BM: int, BN: int, BK: int) -> dict[str, int]:
     return {"BM": BM, "BN": BN, "BK": BK, "GROUP": 8}
 
 
-def cache_file() -> Path:
-    """Where tuned choices are kept: $XDG_CACHE_HOME/trustbench/tuned.json."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "trustbench" / "tuned.json"
-
-
 @cache
-def _tuned() -> dict[str, int]:
-    path = cache_file()
-    return files.read_json(path) if path.is_file() else {}
+def _shared_memory(index: int) -> int:
+    return torch.cuda.get_device_properties(index).shared_memory_per_block_optin
 
 
-@cache
-def _device(index: int) -> tuple[str, int]:
-    """The key of a device and its versions, and the shared memory a program may have."""
-    properties = torch.cuda.get_device_properties(index)
-    versions = f"torch {torch.__version__}, triton {triton.__version__}"
-    return f"{properties.name}, {versions}", properties.shared_memory_per_block_optin
-
-
-def _key(name: str, device: str, sizes: dict[str, int]) -> str:
-    # Sizes by their power of two: a last batch that is a little smaller is not another case.
-    rounded = ", ".join(f"{n} {max(size, 1).bit_length()}" for n, size in sizes.items())
-    return f"{name}; {device}; {rounded}"
-
-
-def chosen(
-    name: str, configs: Sequence[Config], device: torch.device, item: int = 2, **sizes: int
-) -> Config:
+def chosen(name: str, configs: Sequence[C], device: torch.device, item: int = 2, **sizes: int) -> C:
     """The tuned configuration for these sizes, or the first that fits the device.
 
     item: bytes of an operand's element.
     """
-    if device.type != "cuda":
-        return configs[0]
-    key, shared = _device(device.index or 0)
-    place = _tuned().get(_key(name, key, sizes))
+    place = _tuned.place(name, device, sizes)
     if place is not None and place < len(configs):
         return configs[place]
-    return next((c for c in configs if c.shared(item) <= shared), configs[-1])
-
-
-def tune(
-    name: str,
-    configs: Sequence[Config],
-    run: Callable[[Config], Any],
-    device: torch.device,
-    **sizes: int,
-) -> list[float]:
-    """Milliseconds of every configuration (inf: it does not run here); the best is remembered."""
-    times = []
-    for config in configs:
-        try:
-            times.append(triton.testing.do_bench(lambda c=config: run(c), return_mode="median"))
-        except triton.runtime.errors.OutOfResources:
-            times.append(float("inf"))
-    key = _key(name, _device(device.index or 0)[0], sizes)
-    known = dict(_tuned())
-    known[key] = min(range(len(times)), key=times.__getitem__)
-    files.atomic_write_json(cache_file(), known)
-    _tuned.cache_clear()
-    return times
+    if device.type != "cuda":
+        return configs[0]
+    limit = _shared_memory(device.index or 0)
+    return next((c for c in configs if c.shared(item) <= limit), configs[-1])
 
 
 def descriptors(config: Config, x: torch.Tensor, W: torch.Tensor) -> tuple[Any, Any, bool]:
@@ -122,6 +85,10 @@ class Row(NamedTuple):
     U: int
     warps: int
 
+    def shared(self, item: int) -> int:
+        """Next to nothing: rows are held in registers."""
+        return 0
+
 
 def row_shape(d: int, at_once: int = 32) -> Row:
     """8 numbers a thread (16 bytes of bf16) where that needs at most 16 warps; U for `at_once`."""
@@ -130,3 +97,15 @@ def row_shape(d: int, at_once: int = 32) -> Row:
     BD = max(triton.next_power_of_2(d), 16)
     warps = min(max(BD // 256, 1), 16)
     return Row(BD, max(1, min(8, at_once * 32 * warps // BD)), warps)
+
+
+def row_options(d: int) -> tuple[Row, ...]:
+    """What is shipped for rows of d numbers: the default, and fewer or more rows at a time."""
+    usual = row_shape(d)
+    others = {usual._replace(U=U) for U in (usual.U // 2, 2 * usual.U) if 1 <= U <= 8}
+    return (usual, *sorted(others))
+
+
+def tuned_row(name: str, device: torch.device, d: int) -> Row:
+    """The tuned or default choice of a kernel that holds rows."""
+    return chosen(name, row_options(d), device, d=d)

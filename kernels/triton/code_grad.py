@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._gather import products, token_range
-from trustbench.kernels.triton._launch import row_shape
+from trustbench.kernels.triton._launch import row_options, tuned_row
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -24,7 +24,7 @@ def code_grad_kernel(
 def code_grad(grad, indices, W, row_offsets):
     """dvalues, fp32, of the shape of indices; all contiguous."""
     N, d = grad.shape
-    BD, U, warps = row_shape(d)
+    BD, U, warps = tuned_row("code_grad", W.device, d)
     out = torch.empty(indices.shape, dtype=torch.float32, device=W.device)
     if N:
         k = 0 if row_offsets is not None else indices.shape[1]
@@ -37,13 +37,14 @@ def code_grad(grad, indices, W, row_offsets):
 
 BUILDS = tuple(
     Build(
-        f"{kind}, d = {d}, {'CSR' if csr else 'TopK'}",
+        f"{kind}, d = {d}, U = {shape.U}, {'CSR' if csr else 'TopK'}",
         code_grad_kernel,
         {"grad": f"*{kind}", "indices": "*i32", "row_offsets": "*i64" if csr else None}
         | {"W": f"*{kind}", "out": "*fp32", "k": "i32", "d": "i32"},
-        {"CSR": csr, "BD": row_shape(d).BD, "U": row_shape(d).U},
-        warps=row_shape(d).warps,
+        {"CSR": csr, "BD": shape.BD, "U": shape.U},
+        warps=shape.warps,
         limits=Limits(registers=128, shared=2048),
     )
     for kind, d, csr in (("bf16", 1024, False), ("fp32", 1024, True), ("bf16", 16384, False))
+    for shape in row_options(d)[: 3 if d == 1024 else 1]
 )

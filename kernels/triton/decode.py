@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._gather import token_range, weighted_rows
-from trustbench.kernels.triton._launch import row_shape
+from trustbench.kernels.triton._launch import row_options, tuned_row
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -25,7 +25,7 @@ def decode(values, indices, W, row_offsets):
     """x_hat [N, d], dtype of W, of a TopK code [N, k] or a CSR code; all contiguous."""
     N = len(indices) if row_offsets is None else len(row_offsets) - 1
     d = W.shape[1]
-    BD, U, warps = row_shape(d)
+    BD, U, warps = tuned_row("decode", W.device, d)
     out = torch.empty(N, d, dtype=W.dtype, device=W.device)
     if N:
         k = 0 if row_offsets is not None else indices.shape[1]
@@ -38,13 +38,14 @@ def decode(values, indices, W, row_offsets):
 
 BUILDS = tuple(
     Build(
-        f"{kind}, d = {d}, {'CSR' if csr else 'TopK'}",
+        f"{kind}, d = {d}, U = {shape.U}, {'CSR' if csr else 'TopK'}",
         decode_kernel,
         {"values": "*fp32", "indices": "*i32", "row_offsets": "*i64" if csr else None}
         | {"W": f"*{kind}", "out": f"*{kind}", "k": "i32", "d": "i32"},
-        {"CSR": csr, "BD": row_shape(d).BD, "U": row_shape(d).U},
-        warps=row_shape(d).warps,
+        {"CSR": csr, "BD": shape.BD, "U": shape.U},
+        warps=shape.warps,
         limits=Limits(registers=128, shared=1024),
     )
     for kind, d, csr in (("bf16", 1024, False), ("fp32", 1024, True), ("bf16", 16384, False))
+    for shape in row_options(d)[: 3 if d == 1024 else 1]
 )

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._gather import products, token_range, weighted_rows
-from trustbench.kernels.triton._launch import row_shape
+from trustbench.kernels.triton._launch import row_options, tuned_row
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -34,7 +34,7 @@ def reconstruct_kernel(
 def reconstruct(values, indices, W, b_dec, x, row_offsets, *, gradient, error_dtype):
     """(error [N, d], squared fp32 [N], dvalues fp32 of the code's shape, or empty); contiguous."""
     N, d = x.shape
-    BD, U, warps = row_shape(d)
+    BD, U, warps = tuned_row("reconstruct", x.device, d)
     error = torch.empty(N, d, dtype=error_dtype, device=x.device)
     squared = torch.empty(N, dtype=torch.float32, device=x.device)
     dvalues = torch.empty(indices.shape if gradient else (0,), dtype=torch.float32, device=x.device)
@@ -49,13 +49,14 @@ def reconstruct(values, indices, W, b_dec, x, row_offsets, *, gradient, error_dt
 
 BUILDS = tuple(
     Build(
-        f"{kind}, d = {d}, {'CSR' if csr else 'TopK'}{', dvalues' if gradient else ''}",
+        f"{kind}, d = {d}, U = {shape.U}, {'CSR' if csr else 'TopK'}"
+        f"{', dvalues' if gradient else ''}",
         reconstruct_kernel,
         {"values": "*fp32", "indices": "*i32", "row_offsets": "*i64" if csr else None}
         | {"W": f"*{kind}", "b_dec": "*fp32", "x": f"*{kind}", "error": f"*{kind}"}
         | {"squared": "*fp32", "dvalues": "*fp32", "k": "i32", "d": "i32"},
-        {"CSR": csr, "GRADIENT": gradient, "BD": row_shape(d).BD, "U": row_shape(d).U},
-        warps=row_shape(d).warps,
+        {"CSR": csr, "GRADIENT": gradient, "BD": shape.BD, "U": shape.U},
+        warps=shape.warps,
         limits=Limits(registers=128, shared=2048),
     )
     for kind, d, csr, gradient in (
@@ -64,4 +65,5 @@ BUILDS = tuple(
         ("fp32", 1024, True, True),
         ("bf16", 16384, False, False),
     )
+    for shape in row_options(d)[: 3 if d == 1024 else 1]
 )

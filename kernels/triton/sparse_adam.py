@@ -13,7 +13,7 @@ from trustbench.kernels.triton import _adam, _feature
 from trustbench.kernels.triton._adam import may_update, moved, random_bits, stored
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._feature import chunk_of, gradient_sums
-from trustbench.kernels.triton._launch import row_shape
+from trustbench.kernels.triton._launch import row_options, tuned_row
 
 GROUP = 8  # features of one program: as many rows less of b_dec's partial sums
 
@@ -131,7 +131,7 @@ def sparse_adam(
     W_enc, W_dec, b_enc = weights
     offsets, rows, positions = code
     (F, d), device = W_enc.shape, W_enc.device
-    BD, U, warps = row_shape(d)
+    BD, U, warps = tuned_row("sparse_adam", device, d)
     ends = _feature.chunk_ends(offsets)
     most = _feature.most_chunks(len(rows), F)
     sums = torch.empty(most, 2, d, dtype=torch.float32, device=device)
@@ -163,24 +163,25 @@ scalars, on_device = _adam.scalars, _adam.on_device
 def _builds():
     code = {"values": "*fp32", "offsets": "*i64", "rows": "*i32", "positions": "*i32"}
     floats = dict.fromkeys(("slope", "beta1", "rest1", "beta2", "rest2", "eps"), "fp32")
-    for kind, moment, d in (
+    shapes = (
         ("bf16", "fp32", 1024),
         ("bf16", "bf16", 1024),
         ("fp32", "fp32", 1024),
         ("bf16", "fp32", 4096),
         ("bf16", "fp32", 16384),
-    ):
-        BD, U, warps = row_shape(d)
+    )
+    tuned = ((*s, row) for s in shapes for row in row_options(s[2])[: 3 if s[2] == 1024 else 1])
+    for kind, moment, d, (BD, U, warps) in tuned:
         # A row of 16384 is 32 numbers a thread, and five such rows are held at once: they spill, to
         # L1. Cutting the row in parts would read every token's row again for each part instead.
         spills = {80: 1800, 90: 2400, 100: 600} if d > 8192 else {80: 6}
         shape = {"LONG": _feature.LONG, "BD": BD, "U": U}
         sources = {"x": f"*{kind}", "grad": f"*{kind}"}
         sums = {"chunk_ends": "*i32", "sums": "*fp32", "totals": "*fp32"}
-        limits = Limits(registers=150, shared=16384, spills=spills)
+        limits = Limits(registers=150 if U < 8 else 210, shared=16384, spills=spills)
         if moment == "fp32":
             yield Build(
-                f"chunks, {kind}, d = {d}",
+                f"chunks, {kind}, d = {d}, U = {U}",
                 chunk_kernel,
                 code | sources | {"W_dec": "*fp32"} | sums
                 | {"slope": "fp32", "d": "i32", "F": "i32"},
@@ -195,7 +196,7 @@ def _builds():
         copies = dict.fromkeys(("copy_enc", "copy_dec"), "*bf16" if kind == "bf16" else None)
         for update in (True, False) if moment == "fp32" else (True,):
             yield Build(
-                f"{'step' if update else 'norms'}, {kind}, {moment} moments, d = {d}",
+                f"{'step' if update else 'norms'}, {kind}, {moment} moments, d = {d}, U = {U}",
                 sparse_adam_kernel,
                 weights | moments | copies | code | sources | sums | results | floats
                 | {"squares": None if update else "*fp32", "d": "i32", "F": "i32"},

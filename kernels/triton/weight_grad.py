@@ -6,7 +6,7 @@ import triton.language as tl
 from trustbench.kernels.triton import _feature
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._feature import chunk_of, token_rows
-from trustbench.kernels.triton._launch import row_shape
+from trustbench.kernels.triton._launch import row_options, tuned_row
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def weight_grad(coefs, code, source):
     """(dW [F, d], db [F]), dtype of source; code: (feature_offsets, rows, positions)."""
     offsets, rows, positions = code
     F, d, nnz = len(offsets) - 1, source.shape[1], len(rows)
-    BD, U, warps = row_shape(d)
+    BD, U, warps = tuned_row("weight_grad", source.device, d)
     device = source.device
     ends = _feature.chunk_ends(offsets)
     most = _feature.most_chunks(nnz, F)
@@ -89,18 +89,19 @@ def weight_grad(coefs, code, source):
 def _builds():
     code = {"coefs": "*fp32", "offsets": "*i64", "rows": "*i32", "positions": "*i32"}
     sums = {"chunk_ends": "*i32", "sums": "*fp32", "masses": "*fp32"}
-    for kind, d in (("bf16", 1024), ("fp32", 1024), ("bf16", 16384)):
-        BD, U, warps = row_shape(d)
+    shapes = (("bf16", 1024), ("fp32", 1024), ("bf16", 16384))
+    tuned = ((*s, row) for s in shapes for row in row_options(s[1])[: 3 if s[1] == 1024 else 1])
+    for kind, d, (BD, U, warps) in tuned:
         shape = {"LONG": _feature.LONG, "BD": BD, "U": U}
         inputs = code | {"source": f"*{kind}"} | sums
         # 32 numbers of a row of 16384 a thread: the few that spill are offsets.
         limits = Limits(registers=128, spills={90: 3} if d > 8192 else {})
         yield Build(
-            f"chunks, {kind}, d = {d}", chunk_kernel, inputs | {"d": "i32", "F": "i32"}, shape,
-            warps=warps, limits=limits,
+            f"chunks, {kind}, d = {d}, U = {U}", chunk_kernel,
+            inputs | {"d": "i32", "F": "i32"}, shape, warps=warps, limits=limits,
         )  # fmt: skip
         yield Build(
-            f"{kind}, d = {d}", weight_grad_kernel,
+            f"{kind}, d = {d}, U = {U}", weight_grad_kernel,
             inputs | {"dW": f"*{kind}", "db": f"*{kind}", "d": "i32"}, shape,
             warps=warps, limits=limits,
         )  # fmt: skip

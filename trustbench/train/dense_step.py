@@ -21,8 +21,15 @@ if TYPE_CHECKING:
     from trustbench.train.device_step import DeviceTrainer
 
 # Where the sparse path's three gathers of L0 rows cost about what the dense path's four further
-# matmuls do at F = 32768, d = 1024, on paper; `benchmarks/gpu.py` measures it.
+# matmuls do at F = 32768, d = 1024, on paper; `trustbench tune` measures it.
 DENSE_ABOVE = 256.0
+CROSSOVER = "relu_dense_above"  # under which the measured figure is kept
+
+
+def measured_crossover(device: torch.device, d_in: int, d_sae: int) -> float:
+    """The L0 where both paths cost the same: as measured on this card, or DENSE_ABOVE."""
+    found = dispatch.triton("_tuned").figure(CROSSOVER, device, d=d_in, F=d_sae)
+    return DENSE_ABOVE if found is None else found
 
 
 def run(

@@ -53,7 +53,8 @@ class DeviceTrainer(LayerTrainer):
     graphs : GraphMemory or None
         None: never capture.
     dense_above : float
-        For "relu": the L0 above which a step runs on dense matmuls.
+        For "relu": the L0 above which a step runs on dense matmuls. None: what `trustbench tune`
+        measured on this card, or dense_step.DENSE_ABOVE.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class DeviceTrainer(LayerTrainer):
         moment_dtype: torch.dtype = torch.float32,
         compute_dtype: torch.dtype = torch.bfloat16,
         graphs: GraphMemory | None = None,
-        dense_above: float = dense_step.DENSE_ABOVE,
+        dense_above: float | None = None,
     ) -> None:
         super().__init__(
             sae, adam, dead_after_tokens=dead_after_tokens, name=name, moment_dtype=moment_dtype
@@ -76,7 +77,10 @@ class DeviceTrainer(LayerTrainer):
                 "JumpReLU trains through LayerTrainer: no fused step has it yet"
             )
         device = sae.W_enc.device
-        self.compute_dtype, self.dense_above = compute_dtype, dense_above
+        self.compute_dtype = compute_dtype
+        if dense_above is None:
+            dense_above = dense_step.measured_crossover(device, sae.cfg.d_in, sae.cfg.d_sae)
+        self.dense_above = dense_above
         self.figures = torch.zeros(6, device=device)
         self.report = torch.zeros(5, device=device)
         self.report[_BAD_STEP] = -1
