@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from statistics import median
@@ -69,8 +68,8 @@ def floor(ceilings: Ceilings, moved: float, flops: float = 0.0) -> float:
     return max(moved / ceilings.bytes_per_second, flops / ceilings.flops)
 
 
-def milliseconds(seconds: float | None) -> str:
-    """For a table."""
-    if seconds is None or math.isnan(seconds):
+def milliseconds(seconds: float | str | None) -> str:
+    """For a table; a word stays as it is."""
+    if seconds is None:
         return "-"
-    return f"{1e3 * seconds:.3f}"
+    return seconds if isinstance(seconds, str) else f"{1e3 * seconds:.3f}"

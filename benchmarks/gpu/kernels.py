@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.clock import Ceilings, Clock, floor
 from trustbench.ops import dispatch
@@ -23,19 +24,21 @@ class Timing(NamedTuple):
     name: str
     ours: float
     floor: float
-    others: dict[str, float | None]  # None: could not run
+    others: dict[str, float | str]  # or why it has no figure
 
 
 def run(shape: Shape, clock: Clock, ceilings: Ceilings) -> list[Timing]:
     """All kernels in bf16 at `shape`."""
     timings = []
     for name, ours, least, others in _cases(shape, clock.device, ceilings):
-        theirs: dict[str, float | None] = {}
+        theirs: dict[str, float | str] = {}
         for other, function in others.items():
             try:
                 theirs[other] = clock.seconds(function)
-            except Exception:  # out of memory, or a library that is too old: said in the table
-                theirs[other] = None
+            except ImportError:
+                theirs[other] = "absent"
+            except Exception as error:  # out of memory, say: the table tells
+                theirs[other] = type(error).__name__
         timings.append(Timing(name, clock.seconds(ours), least, theirs))
     return timings
 
@@ -74,9 +77,16 @@ def _cases(shape: Shape, device: torch.device, ceilings: Ceilings) -> Iterator[C
         {
             "embedding_bag": lambda: bag(
                 long, narrow, per_sample_weights=values.bfloat16(), mode="sum"
-            )
+            ),
+            "sparsify's kernel": lambda: _sparsify_decode(long, values.bfloat16(), narrow),
         },
     )
+
+    def residual(values: Tensor, W: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        error = (values[:, :, None] * W[long]).sum(1) + b_dec - x
+        return error, error.float().square().sum(1)
+
+    compiled_residual = torch.compile(residual)
     for gradient in (False, True):
         yield (
             f"reconstruct{', with dvalues' if gradient else ''}",
@@ -84,7 +94,7 @@ def _cases(shape: Shape, device: torch.device, ceilings: Ceilings) -> Iterator[C
                 values, indices, narrow, b_dec, x, None, gradient=g, error_dtype=torch.bfloat16
             ),
             floor(ceilings, gathered + 4.0 * N * d + (12.0 if gradient else 8.0) * N * k),
-            {},
+            {} if gradient else {"torch.compile": lambda: compiled_residual(values, narrow, x)},
         )
     error = torch.randn(N, d, device=device).bfloat16()
     yield (
@@ -149,3 +159,9 @@ def _cases(shape: Shape, device: torch.device, ceilings: Ceilings) -> Iterator[C
         floor(ceilings, 6.0 * N * F),
         {},
     )
+
+
+def _sparsify_decode(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
+    from sparsify.utils import decoder_impl
+
+    return decoder_impl(indices, values, W.mT)

@@ -73,8 +73,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
         )
     lines += ["", "## One layer's step as others do it", "", "| peer | ms |", "| --- | ---: |"]
     for name, taken in result["peers"].items():
-        shown = taken if isinstance(taken, str) else milliseconds(taken)
-        lines.append(f"| {name} | {shown} |")
+        lines.append(f"| {name} | {milliseconds(taken)} |")
     if result["quality"]:
         worst = result["quality"]["worst ratio"]
         lines += ["", f"fvu against the CPU's fp32 path at equal steps, worst layer: x {worst:.4f}."]

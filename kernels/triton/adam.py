@@ -1,4 +1,4 @@
-"""adam: one step of Adam on rows; one program a row, the row in registers."""
+"""adam: one step of Adam, a row a program (or 1024 numbers, where rows do not matter)."""
 
 import triton
 import triton.language as tl
@@ -7,17 +7,19 @@ from trustbench.kernels.triton._adam import may_update, moved, random_bits, stor
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._launch import row_shape
 
+_PIECE = 1024
+
 
 @triton.jit
 def adam_kernel(
-    param, grad, m_at, v_at, copy, figures, d, beta1, rest1, beta2, rest2, eps,
+    param, grad, m_at, v_at, copy, figures, d, total, beta1, rest1, beta2, rest2, eps,
     UNIT_NORM: tl.constexpr, COPY: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """param, m and v of one row, in place, and the param's bf16 copy; UNIT_NORM: on the sphere."""
     if may_update(figures):
         cols = tl.arange(0, BD)
         here = tl.program_id(0).to(tl.int64) * d + cols
-        inside = cols < d
+        inside = (cols < d) & (here < total)
         p = tl.load(param + here, mask=inside, other=0.0)
         g = tl.load(grad + here, mask=inside, other=0.0) * tl.load(figures + 2)
         if UNIT_NORM:
@@ -41,11 +43,12 @@ def adam(param, grad, m, v, figures, beta1, beta2, eps, unit_norm, copy=None):
 
     copy: bf16 [rows, d], set to the new param.
     """
-    rows, d = param.shape
+    total = param.numel()
+    d = param.shape[1] if unit_norm else _PIECE
     BD, _, warps = row_shape(d)
-    if rows:
-        adam_kernel[(rows,)](
-            param, grad, m, v, copy, figures, d, beta1, 1 - beta1, beta2, 1 - beta2, eps,
+    if total:
+        adam_kernel[(triton.cdiv(total, d),)](
+            param, grad, m, v, copy, figures, d, total, beta1, 1 - beta1, beta2, 1 - beta2, eps,
             UNIT_NORM=unit_norm, COPY=copy is not None, BD=BD, num_warps=warps,
         )  # fmt: skip
 
@@ -58,6 +61,7 @@ BUILDS = tuple(
         adam_kernel,
         {"param": "*fp32", "grad": "*fp32", "m_at": f"*{kind}", "v_at": f"*{kind}"}
         | {"copy": "*bf16" if unit_norm else None, "figures": "*fp32", "d": "i32"}
+        | {"total": "i64"}
         | dict.fromkeys(("beta1", "rest1", "beta2", "rest2", "eps"), "fp32"),
         {"UNIT_NORM": unit_norm, "COPY": unit_norm, "BD": row_shape(d).BD},
         warps=row_shape(d).warps,

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
@@ -28,14 +30,28 @@ def register(
     """Define trustbench::<name>; return what calls it. `run` serves every device."""
     name = schema.partition("(")[0]
     _library.define(schema)
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, run, device)
+    _library.impl(name, run, "CPU")
+    _library.impl(name, _on_its_device(run), "CUDA")
     torch.library.register_fake(f"trustbench::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(
             f"trustbench::{name}", backward, setup_context=setup_context, lib=_library
         )
     return getattr(torch.ops.trustbench, name).default
+
+
+def on_device_of(tensor: Tensor) -> Any:
+    """Inside the block the current CUDA device, on which Triton launches, is the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _on_its_device(run: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(run)
+    def guarded(first: Tensor, *rest: Any) -> Any:
+        with on_device_of(first):
+            return run(first, *rest)
+
+    return guarded
 
 
 def no_second_order(op: str) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.adam import adam_reference_
 from trustbench.ops.codes import FeatureCode
-from trustbench.ops.registration import check_tensor
+from trustbench.ops.registration import check_tensor, on_device_of
 from trustbench.ops.spec import OpSpec
 
 L1Form = Literal["decoder_norm", "sum"]
@@ -130,10 +130,11 @@ def sparse_adam_(
     if chosen == "triton":
         kernels = dispatch.triton("sparse_adam")
         figures = kernels.scalars(step, lr, beta1, beta2, clip_scale)
-        contribution, _, _ = kernels.sparse_adam(
-            weights, moments, None, values, code, x, grad, kernels.on_device(figures, x.device),
-            (beta1, beta2), eps, unit_norm, l1, l1_form == "decoder_norm",
-        )  # fmt: skip
+        with on_device_of(x):
+            contribution, _, _ = kernels.sparse_adam(
+                weights, moments, None, values, code, x, grad, kernels.on_device(figures, x.device),
+                (beta1, beta2), eps, unit_norm, l1, l1_form == "decoder_norm",
+            )  # fmt: skip
         return contribution
     contribution = torch.empty(weights.W_enc.shape[1])
     m = moments
@@ -181,10 +182,11 @@ def sparse_grad_norm(
         squared = sum(float(g.double().square().sum()) for g in gradients)
         return squared, -(gradients[2] @ weights.W_enc)
     if chosen == "triton":
-        contribution, _, squares = dispatch.triton("sparse_adam").sparse_adam(
-            weights, (None,) * 6, None, values, code, x, grad, None,
-            (0.0, 0.0), 0.0, unit_norm, l1, l1_form == "decoder_norm", update=False,
-        )  # fmt: skip
+        with on_device_of(x):
+            contribution, _, squares = dispatch.triton("sparse_adam").sparse_adam(
+                weights, (None,) * 6, None, values, code, x, grad, None,
+                (0.0, 0.0), 0.0, unit_norm, l1, l1_form == "decoder_norm", update=False,
+            )  # fmt: skip
         return float(squares.double().sum()), contribution
     contribution = torch.empty(weights.W_enc.shape[1])
     squared = dispatch.native().sparse_grad_norm(

@@ -67,8 +67,8 @@ def run(
     copy_enc, copy_dec = trainer.copies or (None, None)
     adam(trainer.weights.W_enc, dW_enc, m.m_W_enc, m.v_W_enc, *shared, False, copy_enc)
     adam(trainer.weights.W_dec, dW_dec, m.m_W_dec, m.v_W_dec, *shared, cfg.unit_norm, copy_dec)
-    columns = [t.view(-1, 1) for t in (trainer.weights.b_enc, db, m.m_b_enc, m.v_b_enc)]
-    adam(*columns, *shared, False)
+    small = [t.view(1, -1) for t in (trainer.weights.b_enc, db, m.m_b_enc, m.v_b_enc)]
+    adam(*small, *shared, False)
     trainer.update_b_dec(b_dec_grad)
     return mse, penalty, fired.sum(), fired
 

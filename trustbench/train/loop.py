@@ -85,6 +85,8 @@ class _Run:
             separator=config.document_separator,
         )
         self.device = devices.resolve(config.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Triton launches on the current device
         model, tokenizer = load_model(
             config.model, dtype=self._dtype(config.model_dtype), device=self.device
         )
