@@ -8,7 +8,7 @@ class Limits(NamedTuple):
     """The most that a build may use, with Triton 3.6 and 3.9; what a test holds it to."""
 
     registers: int  # a thread, on any target
-    shared: int = 16 * 1024  # bytes a program, on any target
+    shared: int = 32 * 1024  # bytes a program, on any target
     spills: Mapping[int, int] = {}  # loads and stores of local memory, by target; none elsewhere
 
 

@@ -91,19 +91,18 @@ class Row(NamedTuple):
 
 
 def row_shape(d: int, at_once: int = 32) -> Row:
-    """8 numbers a thread (16 bytes of bf16) where that needs at most 16 warps; U for `at_once`."""
+    """8 numbers a thread (16 bytes of bf16) up to d = 4096, then 16; U for `at_once` a thread."""
     if d > 16384:
         raise NotImplementedError(f"d_in={d}: the GPU kernels hold whole rows of at most 16384")
     BD = max(triton.next_power_of_2(d), 16)
-    warps = min(max(BD // 256, 1), 16)
+    warps = 32 if BD == 16384 else min(max(BD // 256, 1), 16)
     return Row(BD, max(1, min(8, at_once * 32 * warps // BD)), warps)
 
 
 def row_options(d: int) -> tuple[Row, ...]:
-    """What is shipped for rows of d numbers: the default, and fewer or more rows at a time."""
+    """What is shipped for rows of d numbers: the default, and twice as many rows at a time."""
     usual = row_shape(d)
-    others = {usual._replace(U=U) for U in (usual.U // 2, 2 * usual.U) if 1 <= U <= 8}
-    return (usual, *sorted(others))
+    return (usual, usual._replace(U=2 * usual.U)) if usual.U <= 4 else (usual,)
 
 
 def tuned_row(name: str, device: torch.device, d: int) -> Row:

@@ -18,8 +18,9 @@ def adam_kernel(
     """param, m and v of one row, in place, and the param's bf16 copy; UNIT_NORM: on the sphere."""
     if may_update(figures):
         cols = tl.arange(0, BD)
-        here = tl.program_id(0).to(tl.int64) * d + cols
-        inside = (cols < d) & (here < total)
+        start = tl.program_id(0).to(tl.int64) * d
+        here = start + cols
+        inside = cols < tl.minimum(total - start, d)
         p = tl.load(param + here, mask=inside, other=0.0)
         g = tl.load(grad + here, mask=inside, other=0.0) * tl.load(figures + 2)
         if UNIT_NORM:
@@ -65,8 +66,8 @@ BUILDS = tuple(
         | dict.fromkeys(("beta1", "rest1", "beta2", "rest2", "eps"), "fp32"),
         {"UNIT_NORM": unit_norm, "COPY": unit_norm, "BD": row_shape(d).BD},
         warps=row_shape(d).warps,
-        # 32 numbers of a row of 16384 a thread: a few spill, beside 16 bytes of traffic a number.
-        limits=Limits(registers=128, spills=dict.fromkeys((80, 90, 100), 65) if d > 8192 else {}),
+        # 1024 threads have 64 registers each: a few spill, beside 28 bytes of traffic a number.
+        limits=Limits(registers=128, spills=dict.fromkeys((80, 90, 100), 120) if d > 8192 else {}),
     )
     for d, kind, unit_norm in ((1024, "fp32", True), (1024, "bf16", False), (16384, "fp32", True))
 )

@@ -47,5 +47,5 @@ BUILDS = tuple(
         limits=Limits(registers=128, shared=1024),
     )
     for kind, d, csr in (("bf16", 1024, False), ("fp32", 1024, True), ("bf16", 16384, False))
-    for shape in row_options(d)[: 3 if d == 1024 else 1]
+    for shape in row_options(d)[: 2 if d == 1024 else 1]
 )

@@ -72,7 +72,7 @@ def plan(F: int, k: int, BN: int = 128) -> Plan | None:
     """
     buckets = 8 * triton.cdiv(F, BN)
     rate = k / buckets
-    for M in (1, 2, 3, 4):
+    for M in range(1, 9):
         above = 1 - sum(math.exp(-rate) * rate**i / math.factorial(i) for i in range(M + 1))
         if buckets * above <= _MOST_REDONE:
             return Plan(M, BN // 8)
@@ -159,7 +159,7 @@ BUILDS = (
             matmul=True,
         )
         for c in CONFIGS
-        for tma, M in ((True, 2), (True, 3), (False, 2))
-        if tma or c.tile["BK"] == 32 or c is CONFIGS[0]
+        for tma, M in ((True, 1), (True, 2), (True, 3), (True, 8), (False, 2), (False, 8))
+        if (tma and M in (2, 3)) or c is CONFIGS[0] or (c is CONFIGS[-1] and not tma)
     ),
 )

@@ -170,15 +170,16 @@ def _builds():
         ("bf16", "fp32", 4096),
         ("bf16", "fp32", 16384),
     )
-    tuned = ((*s, row) for s in shapes for row in row_options(s[2])[: 3 if s[2] == 1024 else 1])
+    tuned = ((*s, row) for s in shapes for row in row_options(s[2])[: 2 if s[2] == 1024 else 1])
     for kind, moment, d, (BD, U, warps) in tuned:
-        # A row of 16384 is 32 numbers a thread, and five such rows are held at once: they spill, to
-        # L1. Cutting the row in parts would read every token's row again for each part instead.
-        spills = {80: 1800, 90: 2400, 100: 600} if d > 8192 else {80: 6}
+        # A row of 16384 is 16 numbers a thread of 1024, each of which has 64 registers, and five such
+        # rows are held at once: they spill, to L1. Cutting the row in parts would read every
+        # token's row again for each part instead.
+        spills = {80: 950, 90: 1050, 100: 400} if d > 8192 else {80: 6, 100: 10}
         shape = {"LONG": _feature.LONG, "BD": BD, "U": U}
         sources = {"x": f"*{kind}", "grad": f"*{kind}"}
         sums = {"chunk_ends": "*i32", "sums": "*fp32", "totals": "*fp32"}
-        limits = Limits(registers=150 if U < 8 else 210, shared=16384, spills=spills)
+        limits = Limits(registers=150 if U < 8 else 230, spills=spills)
         if moment == "fp32":
             yield Build(
                 f"chunks, {kind}, d = {d}, U = {U}",

@@ -101,6 +101,7 @@ def test_the_plan_keeps_more_of_fewer_buckets_and_gives_up():
     assert encode_topk.plan(32768, 64) == (2, 16)
     assert encode_topk.plan(32768, 64, BN=256) == (3, 32)
     assert encode_topk.plan(32768, 8) == (1, 16)
+    assert encode_topk.plan(32768, 1024) == (6, 16)
     assert encode_topk.plan(32768, 4096) is None
     assert encode_topk.plan(300, 64) is None
 

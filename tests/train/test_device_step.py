@@ -98,3 +98,12 @@ def test_a_restored_trainer_goes_on_bit_for_bit(case):
 def test_jumprelu_is_refused():
     with pytest.raises(NotImplementedError, match="JumpReLU trains through LayerTrainer"):
         pair("jumprelu")
+
+
+def test_auxk_is_left_out_once_no_feature_is_dead():
+    mine, theirs = pair("topk+auxk", compute_dtype=torch.float32)
+    theirs.any_dead = True  # as of the last measurement; by now all have come back
+    x = activations(17, 24)
+    expected, found = mine.step(x, 1e-2, measure=True), theirs.step(x, 1e-2, measure=True)
+    assert found.auxk == expected.auxk == 0.0
+    assert found.loss == pytest.approx(expected.loss, rel=1e-4)

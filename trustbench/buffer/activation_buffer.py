@@ -176,7 +176,10 @@ class ActivationBuffer:
     def state_dict(self) -> dict[str, Any]:
         """{"tensors": {name: Tensor}, "meta": JSON-able}: everything, bit for bit."""
         return {
-            "tensors": {name: store[: len(self)].clone() for name, store in self._store.items()},
+            # On the host: a second pool would not fit a GPU.
+            "tensors": {
+                name: store[: len(self)].to("cpu", copy=True) for name, store in self._store.items()
+            },
             "meta": {
                 "tokens_in": self.tokens_in,
                 "tokens_out": self.tokens_out,

@@ -181,10 +181,11 @@ class DeviceTrainer(LayerTrainer):
             penalty = 2 * slope * (values * norms).sum() / len(x)
         sources, grads, token = centred, error, None
         flat_values, flat_indices = values, indices
-        if offsets is not None or self._auxk:
+        aux = self._auxk_code(centred) if self._auxk else None
+        if offsets is not None or aux is not None:
             token = entry_rows(indices, offsets)
-        if self._auxk:
-            aux_values, aux_indices = self._auxk_code(centred)
+        if aux is not None:
+            aux_values, aux_indices = aux
             e_hat = dispatch.triton("decode").decode(aux_values, aux_indices, read_dec, None)
             aux_error = e_hat + error
             auxk = aux_error.float().square().sum() / len(x)
@@ -215,13 +216,15 @@ class DeviceTrainer(LayerTrainer):
             return dispatch.triton("encode_relu").encode_relu(*arguments, None)
         return dispatch.triton("encode_batchtopk").encode_batchtopk(*arguments, cfg.k)
 
-    def _auxk_code(self, centred: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest pre-activations among the dead features: a matmul with those rows alone."""
+    def _auxk_code(self, centred: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The largest pre-activations among the dead features: a matmul with those rows alone.
+
+        None when they have all come back since the last measurement.
+        """
         features = self.dead.nonzero().flatten()
         k = min(self.sae.cfg.auxk_features, len(features))
-        if k == 0:  # they came back since the last measurement
-            empty = (len(centred), 0)
-            return self.figures.new_empty(empty), features.new_empty(empty, dtype=torch.int32)
+        if k == 0:
+            return None
         values, indices = dispatch.triton("encode_topk").encode_topk(
             centred, self.read_weights[0][features], self.weights.b_enc[features], k
         )

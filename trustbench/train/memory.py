@@ -79,8 +79,9 @@ def _step(config: TrainConfig, N: int, d: int, F: int, item: int) -> float:
     if sae.activation == "batchtopk":
         encode = 4.0 * N * F
     else:
-        # Candidates and what each tile dropped, and the rows that are done again.
-        encode = N * F * 4 * (2 / 16 + 1 / 128) + min(_AT_ONCE, 4 * N * F)
+        # Candidates (2 of 16, more for a large k), what each tile dropped, rows that are done again.
+        kept = 2 if 512 * sae.k <= F else 8
+        encode = N * F * 4 * (kept / 16 + 1 / 128) + min(_AT_ONCE, 4 * N * F)
     if sae.auxk_features or sae.auxk < 0:
         entries += N * (sae.auxk_features or d // 2)
         tokens *= 2
