@@ -48,6 +48,11 @@ def test_a_row_longer_than_the_registers(monkeypatch, F):
     assert torch.equal(values, expected(*ties, 5)[0])
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_more_tiles_than_one_group(kind):
+    assert_selected(*inputs(1040, 16, 260, kind), 1)  # 9 tiles of tokens, 3 of features
+
+
 def test_rows_that_overflow_a_bucket_are_done_again_in_waves(monkeypatch):
     monkeypatch.setattr(encode_topk, "_FIRST_WAVE", 2)
     monkeypatch.setattr(_dense, "_AT_ONCE", 0)  # 16 rows at once
