@@ -147,8 +147,6 @@ def _train(options: Namespace) -> int:
 
 
 def _tune(options: Namespace) -> int:
-    from triton.testing import do_bench
-
     from trustbench import devices
     from trustbench.errors import bad
     from trustbench.ops import dispatch
@@ -157,6 +155,8 @@ def _tune(options: Namespace) -> int:
     device = devices.resolve(options.device)
     if device.type != "cuda":
         raise bad("device", options.device, "a CUDA device: there is nothing to tune on a CPU")
+    from triton.testing import do_bench
+
     sizes = (options.d_in, options.d_sae, options.k, options.batch_size)
     for found in tune(*sizes, device, lambda run: do_bench(run, return_mode="median") / 1e3):
         times = ", ".join(f"{1e3 * seconds:.3f}" for seconds in found.seconds)

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 
 # The figures of a step, fp32 on the device, so that a captured graph can be replayed with new ones.
-STEP_SIZE, ROOT_CORRECTION, SCALE, LOSS, NUMBER = range(5)
-_LOSS, _SCALE, _NUMBER = tl.constexpr(LOSS), tl.constexpr(SCALE), tl.constexpr(NUMBER)
+_STEP_SIZE, _ROOT, _SCALE, _LOSS, _NUMBER = (tl.constexpr(place) for place in range(5))
 
 
 def scalars(step: int, lr: float, beta1: float, beta2: float, scale: float = 1.0) -> list[float]:
@@ -36,11 +35,17 @@ def may_update(figures):
 
 
 @triton.jit
+def scale_of(figures):
+    """What every gradient of the step is multiplied by."""
+    return tl.load(figures + _SCALE)
+
+
+@triton.jit
 def moved(p, g, m, v, figures, beta1, rest1, beta2, rest2, eps):
     """(p, m, v) after one step of Adam with gradient g, as torch.optim.Adam computes it."""
     m += rest1 * (g - m)
     v = beta2 * v + rest2 * g * g
-    p -= tl.load(figures) * m / (tl.sqrt(v) * tl.load(figures + 1) + eps)
+    p -= tl.load(figures + _STEP_SIZE) * m / (tl.sqrt(v) * tl.load(figures + _ROOT) + eps)
     return p, m, v
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from trustbench.kernels.triton import _adam
-from trustbench.kernels.triton._adam import may_update, moved, random_bits, stored
+from trustbench.kernels.triton._adam import may_update, moved, random_bits, scale_of, stored
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._launch import row_shape
 
@@ -22,7 +22,7 @@ def adam_kernel(
         here = start + cols
         inside = cols < tl.minimum(total - start, d)
         p = tl.load(param + here, mask=inside, other=0.0)
-        g = tl.load(grad + here, mask=inside, other=0.0) * tl.load(figures + 2)
+        g = tl.load(grad + here, mask=inside, other=0.0) * scale_of(figures)
         if UNIT_NORM:
             g -= tl.sum(g * p, axis=0) * p
         m = tl.load(m_at + here, mask=inside, other=0.0).to(tl.float32)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from trustbench.kernels.triton import _adam, _feature
-from trustbench.kernels.triton._adam import may_update, moved, random_bits, stored
+from trustbench.kernels.triton._adam import may_update, moved, random_bits, scale_of, stored
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._feature import chunk_of, gradient_sums
 from trustbench.kernels.triton._launch import row_options, tuned_row
@@ -87,7 +87,7 @@ def sparse_adam_kernel(
                 both = tl.sum(d_dec * d_dec + d_enc * d_enc, axis=0)
                 tl.store(squares + i, both + db * db)
             elif may_update(figures):
-                scale = tl.load(figures + 2)
+                scale = scale_of(figures)
                 bits = random_bits(here, figures)
                 kind: tl.constexpr = m_enc.dtype.element_ty
                 m = tl.load(m_enc + here, mask=inside, other=0.0).to(tl.float32)

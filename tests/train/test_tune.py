@@ -75,3 +75,6 @@ def test_the_default_is_the_first_that_fits(monkeypatch, cache):
 def test_there_is_nothing_to_tune_on_a_cpu(capsys):
     assert main(["tune", "--device", "cpu"]) == 2
     assert "a CUDA device: there is nothing to tune on a CPU" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main(["tune"]) == 2
+        assert "torch sees no CUDA device" in capsys.readouterr().err
