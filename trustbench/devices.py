@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from trustbench.errors import bad
 
@@ -27,3 +28,10 @@ def resolve(name: str) -> torch.device:
         found = f"{count} CUDA devices" if count else "no CUDA device"
         raise bad("device", name, f"a device that is there; torch sees {found}")
     return torch.device("cuda", device.index or 0)
+
+
+def sent(host: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device; a GPU is not waited for, and the host is not held up."""
+    if device.type != "cuda":
+        return host
+    return host.pin_memory().to(device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -17,8 +18,6 @@ from trustbench.train import train
 
 def run(device: torch.device, rehearse: bool) -> dict[str, Any]:
     """fvu of every layer at the end of equal short runs: on the CPU in fp32, and on `device`."""
-    import dataclasses
-
     fvu = {}
     with tempfile.TemporaryDirectory() as directory:
         for name, where in (("cpu", "cpu"), ("device", str(device))):

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trustbench import devices
+
 # The figures of a step, fp32 on the device, so that a captured graph can be replayed with new ones.
 _STEP_SIZE, _ROOT, _SCALE, _LOSS, _NUMBER = (tl.constexpr(place) for place in range(5))
 
@@ -21,10 +23,7 @@ def scalars(step: int, lr: float, beta1: float, beta2: float, scale: float = 1.0
 
 def on_device(figures: list[float], device: torch.device) -> torch.Tensor:
     """The figures as a tensor, without waiting for the device."""
-    host = torch.tensor(figures, dtype=torch.float32)
-    if device.type != "cuda":
-        return host
-    return host.pin_memory().to(device, non_blocking=True)
+    return devices.sent(torch.tensor(figures, dtype=torch.float32), device)
 
 
 @triton.jit

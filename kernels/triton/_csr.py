@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._order import LOWEST, ordered
 

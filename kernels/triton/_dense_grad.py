@@ -9,6 +9,7 @@ It reads both once and writes dpre over dacts: three times N F times 2 bytes.
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton._build import Build, Limits
 
 _COLS, _ROWS, _SPAN = 128, 32, 512  # features, tokens at once, tokens of one program

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import triton
+
 from trustbench.kernels.triton import _tuned
 
 
@@ -100,9 +101,12 @@ def row_shape(d: int, at_once: int = 32) -> Row:
 
 
 def row_options(d: int) -> tuple[Row, ...]:
-    """What is shipped for rows of d numbers: the default, and twice as many rows at a time."""
+    """What is shipped for rows of d numbers: the default, and twice as many rows at a time.
+
+    Longer rows have the default alone: they fill the registers, and only what is guarded ships.
+    """
     usual = row_shape(d)
-    return (usual, usual._replace(U=2 * usual.U)) if usual.U <= 4 else (usual,)
+    return (usual, usual._replace(U=2 * usual.U)) if d <= 1024 and usual.U <= 4 else (usual,)
 
 
 def tuned_row(name: str, device: torch.device, d: int) -> Row:

@@ -8,6 +8,7 @@ as exactly k entries are left: about ten counts. Equal values at the end are cut
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._order import LOWEST, from_ordered, ordered, split, store_pair
 

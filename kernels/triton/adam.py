@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton import _adam
 from trustbench.kernels.triton._adam import may_update, moved, random_bits, scale_of, stored
 from trustbench.kernels.triton._build import Build, Limits

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._gather import products, token_range
 from trustbench.kernels.triton._launch import row_options, tuned_row
@@ -46,5 +47,5 @@ BUILDS = tuple(
         limits=Limits(registers=128, shared=2048),
     )
     for kind, d, csr in (("bf16", 1024, False), ("fp32", 1024, True), ("bf16", 16384, False))
-    for shape in row_options(d)[: 2 if d == 1024 else 1]
+    for shape in row_options(d)
 )

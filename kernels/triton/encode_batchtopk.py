@@ -7,6 +7,7 @@ of the positive values' 31), a count a row, and the writing. Exact; ties go to t
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton import _csr, _dense
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._order import ordered

@@ -5,6 +5,7 @@ Training in the dense regime does not come here: see trustbench.train.dense_step
 """
 
 import torch
+
 from trustbench.kernels.triton import _csr, _dense
 
 BUILDS = ()

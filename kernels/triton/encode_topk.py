@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton import _dense, _select
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._launch import Config, chosen, descriptors, tile

@@ -9,6 +9,7 @@ for the bf16 copies that the matmul and the gathers read.
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton import _adam, _feature
 from trustbench.kernels.triton._adam import may_update, moved, random_bits, scale_of, stored
 from trustbench.kernels.triton._build import Build, Limits
@@ -170,7 +171,7 @@ def _builds():
         ("bf16", "fp32", 4096),
         ("bf16", "fp32", 16384),
     )
-    tuned = ((*s, row) for s in shapes for row in row_options(s[2])[: 2 if s[2] == 1024 else 1])
+    tuned = ((*s, row) for s in shapes for row in row_options(s[2]))
     for kind, moment, d, (BD, U, warps) in tuned:
         # A row of 16384 is 16 numbers a thread of 1024, each of which has 64 registers, and five such
         # rows are held at once: they spill, to L1. Cutting the row in parts would read every

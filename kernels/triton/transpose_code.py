@@ -9,6 +9,7 @@ feature with very many entries is spread over many tiles. The result does not de
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton._build import Build, Limits
 
 _BLOCK = 1024

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+
 from trustbench.kernels.triton import _feature
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._feature import chunk_of, token_rows
@@ -90,7 +91,7 @@ def _builds():
     code = {"coefs": "*fp32", "offsets": "*i64", "rows": "*i32", "positions": "*i32"}
     sums = {"chunk_ends": "*i32", "sums": "*fp32", "masses": "*fp32"}
     shapes = (("bf16", 1024), ("fp32", 1024), ("bf16", 16384))
-    tuned = ((*s, row) for s in shapes for row in row_options(s[1])[: 2 if s[1] == 1024 else 1])
+    tuned = ((*s, row) for s in shapes for row in row_options(s[1]))
     for kind, d, (BD, U, warps) in tuned:
         shape = {"LONG": _feature.LONG, "BD": BD, "U": U}
         inputs = code | {"source": f"*{kind}"} | sums

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from trustbench import ops
 from trustbench.kernels.triton import (
     _adam,
     _dense_grad,
@@ -12,8 +14,6 @@ from trustbench.kernels.triton import (
     adam,
     transpose_code,
 )
-
-from trustbench import ops
 from trustbench.ops.sparse_adam import Moments, Weights
 
 

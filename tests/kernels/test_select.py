@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from trustbench.kernels.triton import (
     _dense,
     _matmul,

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from trustbench.kernels.triton import _launch, _tuned, encode_topk
 
 from trustbench.cli import main
+from trustbench.kernels.triton import _launch, _tuned, encode_topk
 from trustbench.train import dense_step
 from trustbench.train.tune import tune
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trustbench import devices
 from trustbench.errors import InputError, NonFiniteError, bad
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -155,19 +156,15 @@ class ActivationBuffer:
         # The occupied slots stay a prefix: rows of the tail that were not chosen fill the holes.
         tail = np.setdiff1d(np.arange(size - n, size), chosen, assume_unique=True)
         holes = np.sort(chosen[chosen < size - n])
-        picked, source, target = (self._sent(a) for a in (chosen, tail, holes))
+        picked, source, target = (
+            devices.sent(torch.from_numpy(a), self.device) for a in (chosen, tail, holes)
+        )
         batch = {}
         for name, store in self._store.items():
             batch[name] = store.index_select(0, picked)
             store[target] = store.index_select(0, source)
         self.tokens_out += n
         return batch
-
-    def _sent(self, numbers: np.ndarray[Any, Any]) -> Tensor:
-        host = torch.from_numpy(numbers)
-        if self.device.type != "cuda":
-            return host
-        return host.pin_memory().to(self.device, non_blocking=True)
 
     def peek(self, n: int) -> dict[str, Tensor]:
         """The first min(n, len) stored tokens, without taking them: a sample to measure on."""

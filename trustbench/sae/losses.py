@@ -7,6 +7,7 @@ in scaled space. Every reduction is a sum over dimensions or features and a mean
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -78,18 +79,32 @@ def auxk_code(sae: SAE, x: Tensor, dead: Tensor) -> TopKCode | None:
     AuxK (Gao et al. 2024, A.2): these features reconstruct the residual x - x_hat, taken as a
     constant, so that they get a gradient although they never enter the main code.
     """
+
+    def encode(features: Tensor, k: int) -> TopKCode:
+        return ops.encode_topk(
+            x - sae.b_dec,
+            sae.W_enc[features],
+            sae.b_enc[features],
+            k,
+            matmul_dtype=sae.matmul_dtype,
+        )
+
+    return among_dead(dead, sae.cfg.auxk_features, encode)
+
+
+def among_dead(
+    dead: Tensor, most: int, encode: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> TopKCode | None:
+    """`encode(features, k)` with the dead features alone, under their own numbers; None without any.
+
+    k is `most`, or all of them where they are fewer.
+    """
     features = dead.nonzero().flatten()
-    k = min(sae.cfg.auxk_features, len(features))
+    k = min(most, len(features))
     if k == 0:
         return None
-    code = ops.encode_topk(
-        x - sae.b_dec,
-        sae.W_enc[features],
-        sae.b_enc[features],
-        k,
-        matmul_dtype=sae.matmul_dtype,
-    )
-    return TopKCode(code.values, features.to(torch.int32)[code.indices.long()])
+    values, indices = encode(features, k)
+    return TopKCode(values, features.to(torch.int32)[indices.long()])
 
 
 def _jumprelu(sae: SAE, x: Tensor) -> tuple[Code, Tensor]:

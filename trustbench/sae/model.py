@@ -73,13 +73,13 @@ class SAE(nn.Module):
 
     # ---------------------------------------------------------------- the two halves
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """x [..., d] as [N, d] in the parameters' dtype, times the input scale."""
+    def scaled(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x [..., d] as [N, d] in `dtype` (None: the parameters'), times the input scale."""
         if x.ndim < 1 or x.shape[-1] != self.cfg.d_in:
             raise bad("x.shape", list(x.shape), f"[..., d_in={self.cfg.d_in}]")
         if not x.is_floating_point():
             raise bad("x.dtype", x.dtype, "a floating-point dtype")
-        x = x.reshape(-1, self.cfg.d_in).to(self.W_enc.dtype)
+        x = x.reshape(-1, self.cfg.d_in).to(dtype or self.W_enc.dtype)
         return x if self.cfg.normalize == "none" else x * self.input_scale.to(x.dtype)
 
     def encode_scaled(self, x: Tensor) -> Code:

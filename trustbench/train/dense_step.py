@@ -47,7 +47,7 @@ def run(
     dacts = error @ W_dec.T
     db, mass, fired = dispatch.triton("_dense_grad").mask_gradient(acts, dacts, slope * norms)
     penalty = 2 * slope * (mass * norms).sum() / N
-    trainer.figures[3] = mse + penalty
+    trainer.guard(mse + penalty)
 
     dW_dec, dW_enc = _fp32_product(acts, error), _fp32_product(dacts, centred)
     if cfg.l1_form == "decoder_norm":

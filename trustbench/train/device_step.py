@@ -17,13 +17,14 @@ from torch import Tensor
 
 from trustbench.errors import NonFiniteError
 from trustbench.ops import dispatch
-from trustbench.ops.codes import entry_rows
+from trustbench.ops.codes import TopKCode, entry_rows
 from trustbench.sae import SAE
+from trustbench.sae.losses import among_dead
 from trustbench.train import dense_step
 from trustbench.train.step import AdamOptions, LayerTrainer, StepResult
 
-_SCALE, _LOSS, _SLOPE = 2, 3, 5  # places in the figures of a step; see kernels/triton/_adam.py
-_TOTAL, _MSE, _AUXK, _ACTIVE, _BAD_STEP = range(5)  # places in the report of a step
+_SCALE, _LOSS, _NUMBER, _SLOPE = 2, 3, 4, 5  # in the figures of a step; see kernels/triton/_adam.py
+_BAD_STEP = 4  # in the report of a step: total, mse, auxk, l0, bad step
 
 
 class GraphMemory:
@@ -116,25 +117,19 @@ class DeviceTrainer(LayerTrainer):
         Raises NonFiniteError, when measuring, for any step since the last measurement whose loss was
         not finite. That step changed no weight.
         """
+        x = self.sae.scaled(x, self.compute_dtype)
         self.steps += 1
         kernels, a = dispatch.triton("sparse_adam"), self.adam
         figures = kernels.scalars(self.steps, lr, a.beta1, a.beta2, 2 / len(x))
         # The penalty's gradient is scaled by 2 / N with the rest.
         figures.append(sparsity * self.sae.cfg.l1_coefficient / 2)
         self.figures.copy_(kernels.on_device(figures, self.figures.device), non_blocking=True)
-        x = self._scaled(x)
         sizes_known = self.sae.cfg.activation == "topk" or self.dense
         if self._graphs is None or not sizes_known or self._auxk:
             self._run(x, sparsity)
         else:
             self._replay(x, sparsity)
         return self._measured(x) if measure else None
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        x = x.to(self.compute_dtype)
-        if self.sae.cfg.normalize != "none":
-            x = x * self.sae.input_scale.to(x.dtype)
-        return x
 
     @property
     def _auxk(self) -> bool:
@@ -196,12 +191,12 @@ class DeviceTrainer(LayerTrainer):
             flat_indices = torch.cat([indices.flatten(), aux_indices.flatten()])
             sources = torch.cat([centred, centred])
             grads = torch.cat([error, aux_error * cfg.auxk_coefficient])
-        self.figures[_LOSS] = mse + penalty + cfg.auxk_coefficient * auxk
+        self.guard(mse + penalty + cfg.auxk_coefficient * auxk)
         by_feature = dispatch.triton("transpose_code").transpose_code(flat_indices, cfg.d_sae, token)
         fired = self._apply(flat_values, by_feature, sources, grads, error, slope)
         self._finish(len(x), mse, penalty, auxk, (values > 0).sum(), fired)
         if cfg.activation == "batchtopk":
-            self._update_threshold_from(values)
+            self._update_threshold(values)
 
     @property
     def read_weights(self) -> tuple[Tensor, Tensor]:
@@ -216,19 +211,18 @@ class DeviceTrainer(LayerTrainer):
             return dispatch.triton("encode_relu").encode_relu(*arguments, None)
         return dispatch.triton("encode_batchtopk").encode_batchtopk(*arguments, cfg.k)
 
-    def _auxk_code(self, centred: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _auxk_code(self, centred: Tensor) -> TopKCode | None:
         """The largest pre-activations among the dead features: a matmul with those rows alone.
 
         None when they have all come back since the last measurement.
         """
-        features = self.dead.nonzero().flatten()
-        k = min(self.sae.cfg.auxk_features, len(features))
-        if k == 0:
-            return None
-        values, indices = dispatch.triton("encode_topk").encode_topk(
-            centred, self.read_weights[0][features], self.weights.b_enc[features], k
+        encode = dispatch.triton("encode_topk").encode_topk
+        W, b = self.read_weights[0], self.weights.b_enc
+        return among_dead(
+            self.dead,
+            self.sae.cfg.auxk_features,
+            lambda features, k: encode(centred, W[features], b[features], k),
         )
-        return values, features.to(torch.int32)[indices.long()]
 
     def _apply(
         self,
@@ -255,6 +249,10 @@ class DeviceTrainer(LayerTrainer):
         self.update_b_dec(through_error + through_x)
         return fired
 
+    def guard(self, loss: Tensor) -> None:
+        """Tell the kernels this step's loss: they change nothing where it is not finite."""
+        self.figures[_LOSS] = loss
+
     def clip(self, squared_norm: Tensor) -> None:
         """Reduce this step's scale so that the gradient's global norm is at most clip_norm."""
         scale = self.figures[_SCALE]
@@ -276,12 +274,8 @@ class DeviceTrainer(LayerTrainer):
         total = self.figures[_LOSS]
         bad = self.report[_BAD_STEP]
         now_bad = (bad < 0) & ~torch.isfinite(total)
-        bad = torch.where(now_bad, self.figures[4], bad)
+        bad = torch.where(now_bad, self.figures[_NUMBER], bad)
         self.report.copy_(torch.stack([total, mse, auxk, active / N, bad]))
-
-    def _update_threshold_from(self, values: Tensor) -> None:
-        if values.numel():
-            self._mix_threshold(values.min())
 
     def _measured(self, x: Tensor) -> StepResult:
         variance = torch.var(x.float(), dim=0, correction=0).sum()

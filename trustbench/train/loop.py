@@ -243,7 +243,7 @@ class _Run:
                 if len(kept) == batch.mask.numel():
                     rows = {name: a.flatten(0, 1) for name, a in acts.items()}
                 else:
-                    place = self.streams.sent(kept)
+                    place = devices.sent(kept, self.device)
                     rows = {name: a.flatten(0, 1).index_select(0, place) for name, a in acts.items()}
                 self.buffer.put(rows)
             except (DataError, NonFiniteError):

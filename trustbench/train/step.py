@@ -102,11 +102,11 @@ class LayerTrainer:
         self.steps += 1
         if self.sae.cfg.activation == "jumprelu":
             x = self.sae.scaled(x)
-            code, x_hat, figures = self._autograd_step(x, lr, sparsity)
+            code, error, figures = self._autograd_step(x, lr, sparsity)
         else:
             with torch.no_grad():
                 x = self.sae.scaled(x)
-                code, x_hat, figures = self._fused_step(x, lr, sparsity)
+                code, error, figures = self._fused_step(x, lr, sparsity)
         self.inactive += len(x)
         active = code.values.flatten() > 0
         self.inactive[code.indices.flatten()[active].long()] = 0
@@ -114,7 +114,7 @@ class LayerTrainer:
             return StepResult(*figures)
         l0 = active.sum().item() / len(x)
         dead = self.dead.float().mean().item()
-        return StepResult(*figures, fvu=fvu(x, x_hat).item(), l0=l0, dead_fraction=dead)
+        return StepResult(*figures, fvu=fvu(x, x + error).item(), l0=l0, dead_fraction=dead)
 
     def _fused_step(
         self, x: Tensor, lr: float, sparsity: float
@@ -163,8 +163,8 @@ class LayerTrainer:
         b_dec_grad = scale * (b_dec_grad + through_x)
         ops.adam_(self.small[0], b_dec_grad.view(1, -1), *self.small_moments[:2], **adam)
         if cfg.activation == "batchtopk":
-            self._update_threshold(code)
-        return code, x + error, (total, mse, auxk)
+            self._update_threshold(code.values)
+        return code, error, (total, mse, auxk)
 
     def _autograd_step(
         self, x: Tensor, lr: float, sparsity: float
@@ -196,7 +196,7 @@ class LayerTrainer:
             )
         sae.zero_grad(set_to_none=True)
         code = terms.code._replace(values=terms.code.values.detach())
-        return code, terms.x_hat.detach(), (total.item(), terms.mse.item(), 0.0)
+        return code, terms.x_hat.detach() - x, (total.item(), terms.mse.item(), 0.0)
 
     def _check(self, total: float) -> None:
         if total != total or total in (float("inf"), float("-inf")):
@@ -212,15 +212,12 @@ class LayerTrainer:
         a = self.adam
         return {"step": self.steps, "lr": lr, "beta1": a.beta1, "beta2": a.beta2, "eps": a.eps}
 
-    def _update_threshold(self, code: Code) -> None:
+    def _update_threshold(self, values: Tensor) -> None:
         # Bussmann et al. 2024, eq. 8: the mean of the batches' smallest positive activations.
-        if code.values.numel():
-            self._mix_threshold(code.values.min())
-
-    def _mix_threshold(self, least: Tensor) -> None:
-        known = self.sae.threshold
-        mixed = _THRESHOLD_DECAY * known + (1 - _THRESHOLD_DECAY) * least
-        known.copy_(torch.where(known.isnan(), least, mixed))
+        if values.numel():
+            least, known = values.min(), self.sae.threshold
+            mixed = _THRESHOLD_DECAY * known + (1 - _THRESHOLD_DECAY) * least
+            known.copy_(torch.where(known.isnan(), least, mixed))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on."""

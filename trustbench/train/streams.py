@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 
 class Streams:
@@ -35,9 +34,3 @@ class Streams:
         """What comes next runs after what was started beside it."""
         if self._second is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._second)
-
-    def sent(self, numbers: Tensor) -> Tensor:
-        """A small host tensor on the device, without waiting for it."""
-        if self._second is None:
-            return numbers
-        return numbers.pin_memory().to(self.device, non_blocking=True)
