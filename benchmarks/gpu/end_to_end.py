@@ -34,6 +34,7 @@ JOBS = (
     Job("TopK, bf16 state", "topk", state_dtype="bf16"),
     Job("ReLU, dense regime", "relu"),
     Job("ReLU, sparse regime, L0 about 150", "relu", float("inf"), l0=150),
+    Job("BatchTopK", "batchtopk"),
 )
 
 

@@ -14,7 +14,7 @@ from trustbench.ops.spec import Shape
 
 _KERNELS = (
     "encode_topk", "decode", "code_grad", "reconstruct", "transpose_code", "weight_grad", "adam",
-    "sparse_adam", "_dense_grad",
+    "sparse_adam", "_dense_grad", "encode_relu", "encode_batchtopk",
 )  # fmt: skip
 
 
@@ -67,6 +67,26 @@ def _cases(shape: Shape, device: torch.device, ceilings: Ceilings) -> Iterator[C
     )
 
     values, indices = kernels["encode_topk"].encode_topk(x, W, b, k)
+    low = b - values[:, -1].mean()  # about k entries a token are above 0
+    relu, size = kernels["encode_relu"], 4 * N * k
+    yield (
+        f"encode_relu, L0 about {k}",
+        lambda: relu.padded(x, W, low, size),
+        floor(ceilings, 2.0 * (N * d + F * d) + 8.0 * N * k, 2.0 * N * d * F),
+        {"matmul + relu": lambda: (x @ W.T).relu()},
+    )
+    yield (
+        "encode_relu, dense form with its sums",
+        lambda: relu.dense(x, W, b),
+        floor(ceilings, 2.0 * (N * d + F * d + N * F), 2.0 * N * d * F),
+        {"matmul + relu": lambda: (x @ W.T).relu()},
+    )
+    yield (
+        f"encode_batchtopk, k = {k}",
+        lambda: kernels["encode_batchtopk"].padded(x, W, b, k),
+        floor(ceilings, 2.0 * (N * d + F * d) + 8.0 * N * k, 2.0 * N * d * F),
+        {"matmul + topk": lambda: (x @ W.T).flatten().topk(N * k, sorted=False)},
+    )
     gathered = 2.0 * N * k * d  # every row a token reads, counted each time
     bag = torch.nn.functional.embedding_bag
     long = indices.long()

@@ -1,8 +1,8 @@
-"""The dense regime's pass between its matmuls: mask the gradient, and count what fired.
+"""The dense regime's pass between its matmuls: mask the gradient.
 
     dpre = (dacts + slope_i) where acts > 0, else 0
 
-over acts and dacts [N, F] in bf16, with the sums over tokens that biases, losses and statistics need.
+over acts and dacts [N, F] in bf16, with the sum over tokens that the bias needs.
 It reads both once and writes dpre over dacts: three times N F times 2 bytes.
 """
 
@@ -17,16 +17,14 @@ _COLS, _ROWS, _SPAN = 128, 32, 512  # features, tokens at once, tokens of one pr
 
 @triton.jit(do_not_specialize=["N"])
 def mask_kernel(
-    acts, dacts, slope, db, mass, fired, N, F,
+    acts, dacts, slope, db, N, F,
     COLS: tl.constexpr, ROWS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """COLS features of SPAN tokens; their sums go to row program_id(1) of db, mass and fired."""
+    """COLS features of SPAN tokens; their sums go to row program_id(1) of db."""
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     inside = cols < F
     push = tl.load(slope + cols, mask=inside, other=0.0)
     d_total = tl.zeros((COLS,), tl.float32)
-    a_total = tl.zeros((COLS,), tl.float32)
-    count = tl.zeros((COLS,), tl.int32)
     first = tl.program_id(1) * SPAN
     for start in range(first, tl.minimum(first + SPAN, N), ROWS):
         rows = start + tl.arange(0, ROWS)
@@ -34,40 +32,32 @@ def mask_kernel(
         here = (rows < N)[:, None] & inside[None, :]
         a = tl.load(acts + at, mask=here, other=0.0).to(tl.float32)
         d = tl.load(dacts + at, mask=here, other=0.0).to(tl.float32)
-        on = a > 0
-        d = tl.where(on, d + push[None, :], 0.0)
+        d = tl.where(a > 0, d + push[None, :], 0.0)
         tl.store(dacts + at, d.to(dacts.dtype.element_ty), mask=here)
         d_total += tl.sum(d, axis=0)
-        a_total += tl.sum(tl.where(on, a, 0.0), axis=0)
-        count += tl.sum(on.to(tl.int32), axis=0)
-    to = tl.program_id(1).to(tl.int64) * F + cols
-    tl.store(db + to, d_total, mask=inside)
-    tl.store(mass + to, a_total, mask=inside)
-    tl.store(fired + to, count, mask=inside)
+    tl.store(db + tl.program_id(1).to(tl.int64) * F + cols, d_total, mask=inside)
 
 
 def mask_gradient(acts, dacts, slope):
-    """(db, mass, fired) [F]: sums over tokens of dpre, of acts, and how many acts are > 0.
+    """db fp32 [F]: the sum of dpre over tokens.
 
     acts, dacts [N, F] contiguous, of one dtype; dacts becomes dpre. slope fp32 [F].
     """
     N, F = acts.shape
     spans = triton.cdiv(N, _SPAN)
-    db, mass = (torch.empty(spans, F, dtype=torch.float32, device=acts.device) for _ in range(2))
-    fired = torch.empty(spans, F, dtype=torch.int32, device=acts.device)
+    db = torch.empty(spans, F, dtype=torch.float32, device=acts.device)
     mask_kernel[(triton.cdiv(F, _COLS), spans)](
-        acts, dacts, slope, db, mass, fired, N, F,
+        acts, dacts, slope, db, N, F,
         COLS=_COLS, ROWS=_ROWS, SPAN=_SPAN, num_warps=8,
     )  # fmt: skip
-    return db.sum(0), mass.sum(0), fired.sum(0, dtype=torch.int32)
+    return db.sum(0)
 
 
 BUILDS = (
     Build(
         "bf16",
         mask_kernel,
-        {"acts": "*bf16", "dacts": "*bf16", "slope": "*fp32"}
-        | {"db": "*fp32", "mass": "*fp32", "fired": "*i32", "N": "i32", "F": "i32"},
+        {"acts": "*bf16", "dacts": "*bf16", "slope": "*fp32", "db": "*fp32", "N": "i32", "F": "i32"},
         {"COLS": _COLS, "ROWS": _ROWS, "SPAN": _SPAN},
         warps=8,
         limits=Limits(registers=112),

@@ -59,3 +59,11 @@ def precision(x: torch.Tensor) -> str:
     """How fp32 operands are multiplied: as torch.set_float32_matmul_precision says."""
     fast = x.dtype == torch.bfloat16 or torch.get_float32_matmul_precision() != "highest"
     return "tf32" if fast else "ieee"
+
+
+def operand_kinds(tile: dict[str, int], kind: str, tma: bool) -> dict[str, str]:
+    """How x and W are handed to `product`, for the ahead-of-time guard."""
+    if not tma:
+        return {"x": f"*{kind}", "W": f"*{kind}"}
+    BM, BN, BK = tile["BM"], tile["BN"], tile["BK"]
+    return {"x": f"tensordesc<{kind}[{BM},{BK}]>", "W": f"tensordesc<{kind}[{BN},{BK}]>"}

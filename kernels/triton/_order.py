@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 LOWEST = -(2**31)  # below every number
+INFINITY = 0x7F800000
 NAN = 0x7FC00000  # above every number, the infinities too
 LAST = 2**31 - 1
 

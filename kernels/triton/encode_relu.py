@@ -1,35 +1,122 @@
-"""encode_relu: dense pre-activations of some rows at a time, then the kept entries in order.
+"""encode_relu: entries above a bound, collected in the matmul's epilogue; or dense activations.
 
-The sizes of a CSR code depend on the data, so this asks the device once for every part of the rows.
-Training in the dense regime does not come here: see trustbench.train.dense_step.
+The dense form is for codes with thousands of entries a token (see trustbench.train.dense_step): bias,
+ReLU, and both sums over tokens that the L1 and L0 figures need happen in the epilogue.
 """
 
 import torch
+import triton
+import triton.language as tl
 
-from trustbench.kernels.triton import _csr, _dense
+from trustbench.kernels.triton import _csr
+from trustbench.kernels.triton._build import Build, Limits
+from trustbench.kernels.triton._collect import MOST, Entries, collect
+from trustbench.kernels.triton._launch import Config, chosen, descriptors, tile
+from trustbench.kernels.triton._matmul import operand_kinds, place, precision, product
 
-BUILDS = ()
+_SHARE = 16  # room for one in so many pre-activations at first; a fuller code costs a second matmul
+_LEAST = 2**20  # and for so many in any case
+
+
+@triton.jit(do_not_specialize=["N"])
+def dense_kernel(
+    x, W, b, acts, mass, fired, N, F, d,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acts = relu(x W^T + b) [N, F]; rows of mass and fired [tiles of N, F]: sums over the tile."""
+    tile_m, tile_n = place(tl.program_id(0), tl.cdiv(N, BM), tl.cdiv(F, BN), GROUP)
+    rows = tile_m * BM + tl.arange(0, BM)
+    cols = tile_n * BN + tl.arange(0, BN)
+    acc = product(x, W, rows, rows < N, tile_m * BM, tile_n * BN, d, F, BM, BN, BK, TMA, PRECISION)
+    acc += tl.load(b + cols, mask=cols < F, other=0.0).to(tl.float32)[None, :]
+    inside = (rows < N)[:, None] & (cols < F)[None, :]
+    acc = tl.where((acc <= 0) | (inside == 0), 0.0, acc)  # a NaN stays, so that it is seen
+    to = tile_m.to(tl.int64) * F + cols
+    tl.store(mass + to, tl.sum(acc, axis=0), mask=cols < F)
+    kept = acc.to(acts.dtype.element_ty)
+    tl.store(fired + to, tl.sum((kept > 0).to(tl.int32), axis=0), mask=cols < F)
+    tl.store(acts + rows[:, None].to(tl.int64) * F + cols[None, :], kept, mask=inside)
 
 
 def encode_relu(x, W, b, threshold):
     """(values fp32, indices, row_offsets): pre-activations above `threshold` [F] fp32, or above 0.
 
-    x [N, d] and W [F, d] in bf16 or fp32, contiguous; b [F].
+    x [N, d] and W [F, d] in bf16 or fp32, contiguous; b [F]. Asks the device once for how many
+    entries there are: the sizes of the result depend on it.
     """
     N, F = len(x), len(W)
-    size = _dense.rows_at_once(F)
-    parts = []
-    for first in range(0, N, size):
-        pre = _dense.pre_activations(x, W, b, first, min(size, N - first))
-        above, _ = _csr.count(pre, threshold=threshold)
-        parts.append(_csr.write(pre, above, threshold=threshold))
-    if len(parts) == 1:
-        return parts[0]
-    values = torch.cat([torch.empty(0, device=x.device), *(v for v, _, _ in parts)])
-    indices = torch.cat(
-        [torch.empty(0, dtype=torch.int32, device=x.device), *(i for _, i, _ in parts)]
+    bound = torch.zeros(1, device=x.device) if threshold is None else threshold
+    entries = collect(x, W, b, bound, min(N * F, max(N * F // _SHARE, _LEAST)))
+    nnz = int(entries.total)
+    if nnz > MOST:
+        raise NotImplementedError(f"{nnz} active entries: on a GPU a code has at most {MOST}")
+    if nnz > len(entries.values):
+        entries = collect(x, W, b, bound, nnz)
+    code = _csr.code(entries, N, F, nnz)
+    return code.values, code.indices, code.row_offsets
+
+
+def padded(x, W, b, size) -> tuple[_csr.Padded, torch.Tensor]:
+    """(the code above 0, whether all of it is there: bool [1]), asking the device for nothing."""
+    entries: Entries = collect(x, W, b, torch.zeros(1, device=x.device), size)
+    return _csr.code(entries, len(x), len(W), size), entries.total <= size
+
+
+def dense(x, W, b):
+    """(acts [N, F] in x's dtype, sums over tokens fp32 [F], how many are > 0 int32 [F])."""
+    (N, d), F = x.shape, W.shape[0]
+    config = chosen("encode_relu.dense", CONFIGS, x.device, x.element_size(), N=N, d=d, F=F)
+    x_in, W_in, tma = x, W, False
+    if x.dtype == torch.bfloat16:
+        x_in, W_in, tma = descriptors(config, x, W)
+    else:
+        config = IEEE if precision(x) == "ieee" else TF32
+    tiles = triton.cdiv(N, config.tile["BM"])
+    acts = torch.empty(N, F, dtype=x.dtype, device=x.device)
+    mass = torch.empty(tiles, F, dtype=torch.float32, device=x.device)
+    fired = torch.empty(tiles, F, dtype=torch.int32, device=x.device)
+    if N:
+        dense_kernel[(tiles * triton.cdiv(F, config.tile["BN"]),)](
+            x_in, W_in, b, acts, mass, fired, N, F, d, TMA=tma, PRECISION=precision(x),
+            **config.tile, num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+    return acts, mass.sum(0), fired.sum(0, dtype=torch.int32)
+
+
+# The first is the default; `trustbench tune` times them all on the card at hand.
+CONFIGS = (
+    Config(tile(128, 256, 64), warps=8, stages=3),
+    Config(tile(128, 256, 64), warps=8, stages=4),
+    Config(tile(128, 128, 64), warps=4, stages=3),
+    Config(tile(128, 128, 32), warps=8, stages=3),  # what sm_80's shared memory holds twice
+)
+TF32 = Config(tile(64, 128, 32), warps=4, stages=3)
+IEEE = Config(tile(64, 128, 16), warps=8, stages=3)
+
+BUILDS = tuple(
+    Build(
+        f"dense, {kind} {PRECISION}, {c.tile['BM']}x{c.tile['BN']}x{c.tile['BK']}, {c.warps} warps,"
+        f" {c.stages} stages, {'TMA' if tma else 'pointers'}",
+        dense_kernel,
+        operand_kinds(c.tile, kind, tma)
+        | {"b": "*fp32", "acts": f"*{kind}", "mass": "*fp32", "fired": "*i32"}
+        | {"N": "i32", "F": "i32", "d": "i32"},
+        {"TMA": tma, "PRECISION": PRECISION} | c.tile,
+        warps=c.warps,
+        stages=c.stages,
+        # On sm_100 the tile comes back from tensor memory beside what is stored of it, and the large
+        # tiles spill, once a program; `trustbench tune` finds the last configuration if it is faster.
+        limits=Limits(
+            registers=255, shared=200 * 1024, spills={80: 18, 100: 290} if c in CONFIGS[:3] else {}
+        ),
+        targets=(90, 100) if tma else (80, 90, 100),
+        matmul=PRECISION == "tf32",
     )
-    counts = torch.cat(
-        [torch.zeros(1, dtype=torch.int64, device=x.device), *(o.diff() for _, _, o in parts)]
+    for kind, PRECISION, c, tma in (
+        *(("bf16", "tf32", c, tma) for c in CONFIGS for tma in (True, False)),
+        ("fp32", "tf32", TF32, False),
+        ("fp32", "ieee", IEEE, False),
     )
-    return values, indices, counts.cumsum(0)
+    if not (c.stages == 4 and not tma)
+)

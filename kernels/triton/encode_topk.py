@@ -22,7 +22,7 @@ import triton.language as tl
 from trustbench.kernels.triton import _dense, _select
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._launch import Config, chosen, descriptors, tile
-from trustbench.kernels.triton._matmul import place, precision, product
+from trustbench.kernels.triton._matmul import operand_kinds, place, precision, product
 from trustbench.kernels.triton._order import LOWEST, ordered
 
 _LOWEST = tl.constexpr(LOWEST)
@@ -138,20 +138,15 @@ CONFIGS = (
 _SIZES = {"N": "i32", "F": "i32", "d": "i32"}
 
 
-def _operands(c: Config, tma: bool) -> dict[str, str]:
-    if not tma:
-        return {"x": "*bf16", "W": "*bf16"}
-    BM, BN, BK = c.tile["BM"], c.tile["BN"], c.tile["BK"]
-    return {"x": f"tensordesc<bf16[{BM},{BK}]>", "W": f"tensordesc<bf16[{BN},{BK}]>"}
-
-
 BUILDS = (
     *(
         Build(
             f"bf16 {c.tile['BM']}x{c.tile['BN']}x{c.tile['BK']}, {c.warps} warps, {c.stages} stages,"
             f" {'TMA' if tma else 'pointers'}, M = {M}",
             candidates_kernel,
-            _operands(c, tma) | {"b": "*fp32", "keys": "*i32", "dropped": "*i32"} | _SIZES,
+            operand_kinds(c.tile, "bf16", tma)
+            | {"b": "*fp32", "keys": "*i32", "dropped": "*i32"}
+            | _SIZES,
             {"M": M, "TMA": tma, "PRECISION": "tf32"} | c.tile,
             warps=c.warps,
             stages=c.stages,

@@ -17,19 +17,29 @@ _TILE, _OTHERS = 128, 32
 
 
 @triton.jit
-def count_kernel(indices, counts, arrival, nnz, BLOCK: tl.constexpr):
+def _wanted(p, values, nnz, NONZERO: tl.constexpr):
+    """Which places p of a code hold an entry; NONZERO: one whose value is not 0."""
+    if NONZERO:
+        return (p < nnz) & (tl.load(values + p, mask=p < nnz, other=0.0) != 0)
+    return p < nnz
+
+
+@triton.jit
+def count_kernel(indices, values, counts, arrival, nnz, NONZERO: tl.constexpr, BLOCK: tl.constexpr):
     """counts[feature] += 1; arrival[p] = how many of p's feature came before it."""
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = p < nnz
+    inside = _wanted(p, values, nnz, NONZERO)
     feature = tl.load(indices + p, mask=inside, other=0)
     tl.store(arrival + p, tl.atomic_add(counts + feature, 1, mask=inside), mask=inside)
 
 
 @triton.jit
-def place_kernel(indices, offsets, arrival, placed, nnz, BLOCK: tl.constexpr):
+def place_kernel(
+    indices, values, offsets, arrival, placed, nnz, NONZERO: tl.constexpr, BLOCK: tl.constexpr
+):
     """placed: the entries by feature, in the order of arrival."""
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = p < nnz
+    inside = _wanted(p, values, nnz, NONZERO)
     feature = tl.load(indices + p, mask=inside, other=0)
     at = tl.load(offsets + feature, mask=inside, other=0)
     at += tl.load(arrival + p, mask=inside, other=0)
@@ -38,11 +48,12 @@ def place_kernel(indices, offsets, arrival, placed, nnz, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["k"])
 def rank_kernel(
-    indices, offsets, placed, token, rows, positions, nnz, k,
+    indices, offsets, placed, token, rows, positions, F, k,
     CSR: tl.constexpr, TILE: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
     """rows and positions of the entries by (feature, position)."""
     slot = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    nnz = tl.load(offsets + F).to(tl.int32)
     inside = slot < nnz
     mine = tl.load(placed + slot, mask=inside, other=0)
     feature = tl.load(indices + mine, mask=inside, other=0)
@@ -63,10 +74,11 @@ def rank_kernel(
     tl.store(positions + to, mine, mask=inside)
 
 
-def transpose_code(indices, d_sae, token=None):
+def transpose_code(indices, d_sae, token=None, values=None):
     """(feature_offsets int64 [d_sae + 1], rows int32, positions int32 [nnz]).
 
-    indices [N, k], or [nnz] with the `token` of every entry; contiguous, in [0, d_sae).
+    indices [N, k], or [nnz] with the `token` of every entry; contiguous, in [0, d_sae). Given
+    `values` fp32, entries with value 0 are left out, and the last rows and positions hold nothing.
     """
     nnz, device = indices.numel(), indices.device
     offsets = torch.zeros(d_sae + 1, dtype=torch.int64, device=device)
@@ -76,29 +88,43 @@ def transpose_code(indices, d_sae, token=None):
         counts = torch.zeros(d_sae, dtype=torch.int32, device=device)
         arrival, placed = torch.empty_like(rows), torch.empty_like(rows)
         grid = (triton.cdiv(nnz, _BLOCK),)
-        count_kernel[grid](indices, counts, arrival, nnz, BLOCK=_BLOCK)
+        shape = {"NONZERO": values is not None, "BLOCK": _BLOCK}
+        count_kernel[grid](indices, values, counts, arrival, nnz, **shape)
         torch.cumsum(counts, 0, out=offsets[1:])
-        place_kernel[grid](indices, offsets, arrival, placed, nnz, BLOCK=_BLOCK)
+        place_kernel[grid](indices, values, offsets, arrival, placed, nnz, **shape)
         rank_kernel[(triton.cdiv(nnz, _TILE),)](
-            indices, offsets, placed, token, rows, positions, nnz,
+            indices, offsets, placed, token, rows, positions, d_sae,
             1 if token is not None else indices.shape[1],
             CSR=token is not None, TILE=_TILE, OTHERS=_OTHERS,
         )  # fmt: skip
     return offsets, rows, positions
 
 
-_COUNTED = {"indices": "*i32", "counts": "*i32", "arrival": "*i32", "nnz": "i32"}
-_PLACED = {"indices": "*i32", "offsets": "*i64", "arrival": "*i32", "placed": "*i32", "nnz": "i32"}
+_COUNTED = {"counts": "*i32", "arrival": "*i32", "nnz": "i32"}
+_PLACED = {"offsets": "*i64", "arrival": "*i32", "placed": "*i32", "nnz": "i32"}
 
 BUILDS = (
-    Build("count", count_kernel, _COUNTED, {"BLOCK": _BLOCK}, warps=4, limits=Limits(registers=64)),
-    Build("place", place_kernel, _PLACED, {"BLOCK": _BLOCK}, warps=4, limits=Limits(registers=64)),
+    *(
+        Build(
+            f"{name}{', value not 0' if values else ''}",
+            kernel,
+            {"indices": "*i32", "values": values} | rest,
+            {"NONZERO": values is not None, "BLOCK": _BLOCK},
+            warps=4,
+            limits=Limits(registers=64),
+        )
+        for values in (None, "*fp32")
+        for name, kernel, rest in (
+            ("count", count_kernel, _COUNTED),
+            ("place", place_kernel, _PLACED),
+        )
+    ),
     *(
         Build(
             f"rank, {'CSR' if csr else 'TopK'}",
             rank_kernel,
             {"indices": "*i32", "offsets": "*i64", "placed": "*i32", "token": "*i64" if csr else None}
-            | {"rows": "*i32", "positions": "*i32", "nnz": "i32", "k": "i32"},
+            | {"rows": "*i32", "positions": "*i32", "F": "i32", "k": "i32"},
             {"CSR": csr, "TILE": _TILE, "OTHERS": _OTHERS},
             warps=4,
             limits=Limits(registers=128, shared=4096),

@@ -65,11 +65,11 @@ def test_transposing_does_not_depend_on_the_order_of_arrival(monkeypatch):
         """Arrival as a GPU may have it: any order within a feature."""
 
         def __getitem__(self, grid):
-            def launch(indices, offsets, arrival, *rest, **options):
+            def launch(indices, values, offsets, arrival, *rest, **options):
                 for feature in range(40):
                     mine = (indices.flatten() == feature).nonzero().flatten()
                     arrival[mine] = arrival[mine][torch.randperm(len(mine))]
-                return place[grid](indices, offsets, arrival, *rest, **options)
+                return place[grid](indices, values, offsets, arrival, *rest, **options)
 
             return launch
 
@@ -99,11 +99,9 @@ def test_the_mask_pass_of_the_dense_regime(monkeypatch):
         acts, dacts = torch.randn(N, F).relu(), torch.randn(N, F)
         slope = torch.rand(F)
         expected = torch.where(acts > 0, dacts + slope, 0.0)
-        db, mass, fired = _dense_grad.mask_gradient(acts, dacts, slope)
+        db = _dense_grad.mask_gradient(acts, dacts, slope)
         torch.testing.assert_close(dacts, expected)
         torch.testing.assert_close(db, expected.sum(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(mass, acts.sum(0), rtol=1e-4, atol=1e-5)
-        assert torch.equal(fired.long(), (acts > 0).sum(0))
 
 
 def test_rows_too_long_for_the_kernels_are_refused():

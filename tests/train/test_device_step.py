@@ -10,6 +10,7 @@ import torch
 from tests.train.test_step import CASES, activations
 from trustbench.errors import NonFiniteError
 from trustbench.sae import SAE, SAEConfig
+from trustbench.train import device_codes
 from trustbench.train.device_step import DeviceTrainer
 from trustbench.train.step import AdamOptions, LayerTrainer
 
@@ -100,9 +101,49 @@ def test_jumprelu_is_refused():
         pair("jumprelu")
 
 
+@pytest.mark.parametrize("case", ["relu-sum", "relu-norm", "batchtopk", "topk+auxk"])
+@pytest.mark.parametrize("measure", [True, False])
+def test_a_step_without_room_is_done_again(monkeypatch, case, measure):
+    mine, theirs = pair(case, compute_dtype=torch.float32, dense_above=float("inf"))
+    theirs.l0 = 1.0
+    exact, run = [], DeviceTrainer._run
+
+    def watched(self, x, sparsity, **how):
+        exact.append(bool(how.get("exact")))
+        run(self, x, sparsity, **how)
+
+    monkeypatch.setattr(DeviceTrainer, "_run", watched)
+    monkeypatch.setattr(device_codes, "room", lambda most: 1)
+    ties = torch.zeros(17, 24)  # many pre-activations equal the batch's bound
+    for trainer in (mine, theirs) if case == "batchtopk" else ():
+        trainer.weights.b_enc.fill_(1.0)
+    for step in range(3):
+        x = ties if case == "batchtopk" and step == 0 else activations(17, 24)
+        theirs.settle()
+        for trainer in (mine, theirs) if "auxk" in case else ():
+            trainer.inactive[:9] = 60  # dead
+        theirs.dead_count = int("auxk" in case)
+        mine.step(x, 3e-3, measure=measure)
+        theirs.step(x, 3e-3, measure=measure)
+        assert theirs.steps == mine.steps == step + 1
+    state, wanted = theirs.state_dict(), mine.state_dict()  # which settles the last one
+    assert exact[:2] == [False, True]
+    for name, e in wanted.items():
+        torch.testing.assert_close(state[name], e, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
+
+
+def test_l0_is_asked_for_when_it_was_never_seen():
+    mine, theirs = pair("relu-sum", compute_dtype=torch.float32, dense_above=float("inf"))
+    x = activations(17, 24)
+    mine.step(x, 1e-2)
+    theirs.step(x, 1e-2)
+    assert 0 < theirs.l0 <= 30
+    torch.testing.assert_close(theirs.weights.W_dec, mine.weights.W_dec)
+
+
 def test_auxk_is_left_out_once_no_feature_is_dead():
     mine, theirs = pair("topk+auxk", compute_dtype=torch.float32)
-    theirs.any_dead = True  # as of the last measurement; by now all have come back
+    theirs.dead_count = 3  # as of the last measurement; by now all have come back
     x = activations(17, 24)
     expected, found = mine.step(x, 1e-2, measure=True), theirs.step(x, 1e-2, measure=True)
     assert found.auxk == expected.auxk == 0.0

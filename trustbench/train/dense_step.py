@@ -4,8 +4,9 @@
     dpre = dacts + slope where acts > 0       dW_dec = actsᵀ error       dW_enc = dpreᵀ x
 
 While thousands of features are active on a token, gathering their rows costs more than multiplying
-with all of them. The matmuls are the library's (their rate is the floor here); bias and ReLU are in
-the first one's epilogue, the residual in the second one's addend.
+with all of them. The first matmul is encode_relu's dense form, with bias, ReLU and the sums for L1
+and L0 in its epilogue; the others are the library's (their rate is the floor here), the residual
+being the addend of the second.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ def run(
     """One step; returns (mse, penalty, active entries, activations of every feature [F])."""
     sae, cfg, a, N = trainer.sae, trainer.sae.cfg, trainer.adam, len(x)
     W_enc, W_dec = trainer.read_weights
-    acts = torch._addmm_activation(trainer.weights.b_enc.to(x.dtype), centred, W_enc.T)
+    acts, mass, fired = dispatch.triton("encode_relu").dense(centred, W_enc, trainer.weights.b_enc)
     error = torch.addmm((sae.b_dec - x.float()).to(x.dtype), acts, W_dec)
     mse = error.float().square().sum() / N
     norms = torch.ones_like(trainer.weights.b_enc)
     if cfg.l1_form == "decoder_norm":
         norms = trainer.weights.W_dec.norm(dim=1)
-    dacts = error @ W_dec.T
-    db, mass, fired = dispatch.triton("_dense_grad").mask_gradient(acts, dacts, slope * norms)
     penalty = 2 * slope * (mass * norms).sum() / N
     trainer.guard(mse + penalty)
+    dacts = error @ W_dec.T
+    db = dispatch.triton("_dense_grad").mask_gradient(acts, dacts, slope * norms)
 
     dW_dec, dW_enc = _fp32_product(acts, error), _fp32_product(dacts, centred)
     if cfg.l1_form == "decoder_norm":

@@ -1,15 +1,21 @@
-"""One SAE's training step on Triton kernels, without asking the device for anything.
+"""One SAE's training step on Triton kernels, without waiting for the device.
 
     encode -> reconstruct (residual, loss) -> transpose the code -> gradients straight into Adam
 
 Weights are fp32; the matmul and the gathers read bf16 copies that Adam's kernel keeps. The residual
 stands in for dL/dx_hat: the factor 2 / N is applied with the learning rate. A loss that is not finite
-changes no weight, and is reported when the figures are next read. A step whose sizes do not depend
-on the data (TopK, and ReLU in its dense regime) is captured as a CUDA graph at its second run.
+changes no weight, and is reported when the figures are next read. A step is captured as a CUDA graph
+at its second run.
+
+Some sizes only the data tells: how many entries ReLU keeps, how many features are dead. A step takes
+room for what was last seen, and more. Where it was too little the step changes nothing; the host
+learns of it when this SAE's next step comes (all other layers' steps lie between, so that the device
+is never idle for it) and does the step again, exactly.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,10 +23,9 @@ from torch import Tensor
 
 from trustbench.errors import NonFiniteError
 from trustbench.ops import dispatch
-from trustbench.ops.codes import TopKCode, entry_rows
+from trustbench.ops.codes import entry_rows
 from trustbench.sae import SAE
-from trustbench.sae.losses import among_dead
-from trustbench.train import dense_step
+from trustbench.train import dense_step, device_codes
 from trustbench.train.step import AdamOptions, LayerTrainer, StepResult
 
 _SCALE, _LOSS, _NUMBER, _SLOPE = 2, 3, 4, 5  # in the figures of a step; see kernels/triton/_adam.py
@@ -85,11 +90,16 @@ class DeviceTrainer(LayerTrainer):
         self.figures = torch.zeros(6, device=device)
         self.report = torch.zeros(5, device=device)
         self.report[_BAD_STEP] = -1
-        self.l0 = float("inf")  # at the last measurement
-        self.any_dead = False  # at the last measurement: AuxK is on
+        self.l0 = float("inf")  # as last seen
+        self.dead_count = 0  # as last seen; AuxK is on where it is not 0
+        self.fits = torch.ones(1, dtype=torch.bool, device=device)  # the last step had room
+        self._fits_seen = torch.ones(1, dtype=torch.bool, pin_memory=device.type == "cuda")
+        self._seen = torch.cuda.Event() if device.type == "cuda" else None
+        self._unsettled: tuple[Tensor, float, float] | None = None  # x, lr, sparsity of that step
         self.copies: tuple[Tensor, Tensor] | None = None
         self._graphs = graphs
-        self._captured: dict[tuple[Any, ...], torch.cuda.CUDAGraph | None] = {}
+        # For every shape of x: the sizes that were last run with, and their graph.
+        self._captured: dict[tuple[int, ...], tuple[Any, torch.cuda.CUDAGraph | None]] = {}
         self.weights_changed()
 
     def weights_changed(self) -> None:
@@ -117,52 +127,95 @@ class DeviceTrainer(LayerTrainer):
         Raises NonFiniteError, when measuring, for any step since the last measurement whose loss was
         not finite. That step changed no weight.
         """
+        self.settle()
         x = self.sae.scaled(x, self.compute_dtype)
         self.steps += 1
+        self._set_figures(len(x), lr, sparsity)
+        exact = not self._room_known
+        if self._graphs is None or exact:
+            self._run(x, sparsity, exact=exact)
+        else:
+            self._replay(x, sparsity)
+        if self._takes_room and not exact:
+            self._unsettled = x, lr, sparsity
+            self._fits_seen.copy_(self.fits, non_blocking=True)
+            if self._seen is not None:
+                self._seen.record()
+        return self._measured(x) if measure else None
+
+    def settle(self) -> None:
+        """Do the last step again if there was too little room for it."""
+        if self._unsettled is None:
+            return
+        x, lr, sparsity = self._unsettled
+        self._unsettled = None
+        if self._seen is not None:
+            self._seen.synchronize()
+        if not bool(self._fits_seen):
+            self._set_figures(len(x), lr, sparsity)
+            self._run(x, sparsity, exact=True)
+
+    def _set_figures(self, N: int, lr: float, sparsity: float) -> None:
         kernels, a = dispatch.triton("sparse_adam"), self.adam
-        figures = kernels.scalars(self.steps, lr, a.beta1, a.beta2, 2 / len(x))
+        figures = kernels.scalars(self.steps, lr, a.beta1, a.beta2, 2 / N)
         # The penalty's gradient is scaled by 2 / N with the rest.
         figures.append(sparsity * self.sae.cfg.l1_coefficient / 2)
         self.figures.copy_(kernels.on_device(figures, self.figures.device), non_blocking=True)
-        sizes_known = self.sae.cfg.activation == "topk" or self.dense
-        if self._graphs is None or not sizes_known or self._auxk:
-            self._run(x, sparsity)
-        else:
-            self._replay(x, sparsity)
-        return self._measured(x) if measure else None
 
     @property
     def _auxk(self) -> bool:
-        return self.any_dead and self.sae.cfg.auxk_features > 0
+        return self.dead_count > 0 and self.sae.cfg.auxk_features > 0
+
+    @property
+    def sparse_relu(self) -> bool:
+        """Whether the next step has a ReLU code of a size that only the data tells."""
+        return self.sae.cfg.activation == "relu" and not self.dense
+
+    @property
+    def _takes_room(self) -> bool:
+        """Whether the next step guesses sizes."""
+        return self.sparse_relu or self.sae.cfg.activation == "batchtopk" or self._auxk
+
+    @property
+    def _room_known(self) -> bool:
+        return not self.sparse_relu or math.isfinite(self.l0)
 
     def _replay(self, x: Tensor, sparsity: float) -> None:
         assert self._graphs is not None
-        key = (*x.shape, self.dense)
-        if key not in self._captured:
-            self._captured[key] = None  # the first run compiles what it needs
+        sizes = (
+            self.dense,
+            device_codes.entries(self, len(x)),
+            self._auxk and device_codes.room(self.dead_count),
+        )
+        known, graph = self._captured.get(x.shape, (None, None))
+        if known != sizes:  # the first run compiles what it needs
+            self._captured[x.shape] = sizes, None
             self._run(x, sparsity)
             return
         shared = self._graphs.input_like(x)
         shared.copy_(x)
-        graph = self._captured[key]
         if graph is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._graphs.pool):
                 self._run(shared, sparsity)
-            self._captured[key] = graph
+            self._captured[x.shape] = sizes, graph
         graph.replay()
 
-    def _run(self, x: Tensor, sparsity: float) -> None:
-        """Everything that a graph may hold: from scaled activations to new weights."""
+    def _run(self, x: Tensor, sparsity: float, *, exact: bool = False) -> None:
+        """Everything that a graph may hold: from scaled activations to new weights.
+
+        exact: ask the device for sizes, instead of taking room.
+        """
         centred = (x - self.sae.b_dec).to(self.compute_dtype)
         if self.dense:
             mse, penalty, active, fired = dense_step.run(self, x, centred, self.figures[_SLOPE])
             self._finish(len(x), mse, penalty, torch.zeros_like(mse), active, fired)
             return
-        values, indices, offsets = self._encode(centred)
+        code = device_codes.encode(self, centred, exact)
+        values, indices, token, fits = code.values, code.indices, code.tokens, code.fits
         read_dec = self.read_weights[1]
         error, squared, _ = dispatch.triton("reconstruct").reconstruct(
-            values, indices, read_dec, self.sae.b_dec, x, offsets,
+            values, indices, read_dec, self.sae.b_dec, x, code.offsets,
             gradient=False, error_dtype=self.compute_dtype,
         )  # fmt: skip
         mse = squared.sum() / len(x)
@@ -174,55 +227,38 @@ class DeviceTrainer(LayerTrainer):
             if cfg.l1_form == "decoder_norm":
                 norms = self.weights.W_dec.norm(dim=1)[indices.long()]
             penalty = 2 * slope * (values * norms).sum() / len(x)
-        sources, grads, token = centred, error, None
+        sources, grads = centred, error
         flat_values, flat_indices = values, indices
-        aux = self._auxk_code(centred) if self._auxk else None
-        if offsets is not None or aux is not None:
-            token = entry_rows(indices, offsets)
+        aux = device_codes.auxk(self, centred, exact) if self._auxk else None
         if aux is not None:
-            aux_values, aux_indices = aux
-            e_hat = dispatch.triton("decode").decode(aux_values, aux_indices, read_dec, None)
+            e_hat = dispatch.triton("decode").decode(aux.values, aux.indices, read_dec, None)
             aux_error = e_hat + error
-            auxk = aux_error.float().square().sum() / len(x)
+            auxk = aux_error.float().square().sum() / len(x) * aux.any
             # AuxK's entries join the code as tokens N .. 2N of their own.
-            assert token is not None
-            token = torch.cat([token, entry_rows(aux_indices, None) + len(x)])
-            flat_values = torch.cat([values.flatten(), aux_values.flatten()])
-            flat_indices = torch.cat([indices.flatten(), aux_indices.flatten()])
+            mine = entry_rows(indices, None) if token is None else token
+            token = torch.cat([mine, entry_rows(aux.indices, None) + len(x)])
+            flat_values = torch.cat([values.flatten(), aux.values.flatten()])
+            flat_indices = torch.cat([indices.flatten(), aux.indices.flatten()])
             sources = torch.cat([centred, centred])
             grads = torch.cat([error, aux_error * cfg.auxk_coefficient])
-        self.guard(mse + penalty + cfg.auxk_coefficient * auxk)
-        by_feature = dispatch.triton("transpose_code").transpose_code(flat_indices, cfg.d_sae, token)
+            fits = aux.fits if fits is None else fits & aux.fits
+        loss = mse + penalty + cfg.auxk_coefficient * auxk
+        if fits is not None:
+            self.fits.copy_(fits)
+            loss = torch.where(fits[0], loss, float("nan"))
+        self.guard(loss)
+        by_feature = dispatch.triton("transpose_code").transpose_code(
+            flat_indices, cfg.d_sae, token, flat_values if token is not None else None
+        )
         fired = self._apply(flat_values, by_feature, sources, grads, error, slope)
         self._finish(len(x), mse, penalty, auxk, (values > 0).sum(), fired)
         if cfg.activation == "batchtopk":
-            self._update_threshold(values)
+            self._update_threshold(torch.where(self.fits, values, 0.0))
 
     @property
     def read_weights(self) -> tuple[Tensor, Tensor]:
         """(W_enc, W_dec) as the matmuls and gathers read them."""
         return self.copies or self.weights[:2]
-
-    def _encode(self, centred: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        cfg, arguments = self.sae.cfg, (centred, self.read_weights[0], self.weights.b_enc)
-        if cfg.activation == "topk":
-            return *dispatch.triton("encode_topk").encode_topk(*arguments, cfg.k), None
-        if cfg.activation == "relu":
-            return dispatch.triton("encode_relu").encode_relu(*arguments, None)
-        return dispatch.triton("encode_batchtopk").encode_batchtopk(*arguments, cfg.k)
-
-    def _auxk_code(self, centred: Tensor) -> TopKCode | None:
-        """The largest pre-activations among the dead features: a matmul with those rows alone.
-
-        None when they have all come back since the last measurement.
-        """
-        encode = dispatch.triton("encode_topk").encode_topk
-        W, b = self.read_weights[0], self.weights.b_enc
-        return among_dead(
-            self.dead,
-            self.sae.cfg.auxk_features,
-            lambda features, k: encode(centred, W[features], b[features], k),
-        )
 
     def _apply(
         self,
@@ -270,14 +306,17 @@ class DeviceTrainer(LayerTrainer):
     def _finish(
         self, N: int, mse: Tensor, penalty: Tensor, auxk: Tensor, active: Tensor, fired: Tensor
     ) -> None:
-        self.inactive.copy_(torch.where(fired > 0, 0, self.inactive + N))
+        # A step without room has not been.
+        since = torch.where(fired > 0, 0, self.inactive + N)
+        self.inactive.copy_(torch.where(self.fits, since, self.inactive))
         total = self.figures[_LOSS]
         bad = self.report[_BAD_STEP]
-        now_bad = (bad < 0) & ~torch.isfinite(total)
+        now_bad = (bad < 0) & ~torch.isfinite(total) & self.fits[0]
         bad = torch.where(now_bad, self.figures[_NUMBER], bad)
         self.report.copy_(torch.stack([total, mse, auxk, active / N, bad]))
 
     def _measured(self, x: Tensor) -> StepResult:
+        self.settle()
         variance = torch.var(x.float(), dim=0, correction=0).sum()
         dead = self.dead.float().mean()
         host = torch.cat([self.report, variance[None], dead[None]]).tolist()
@@ -288,17 +327,18 @@ class DeviceTrainer(LayerTrainer):
                 f"{self.name or 'SAE'}: the loss was not finite at step {bad_step:.0f}; that step"
                 " changed no weight. A lower lr, clip_norm or normalize='expected_norm' may help."
             )
-        self.l0, self.any_dead = l0, dead_fraction > 0
+        self.l0, self.dead_count = l0, round(dead_fraction * self.sae.cfg.d_sae)
         fvu = mse / spread if spread else float("nan")
         return StepResult(total, mse, auxk, fvu=fvu, l0=l0, dead_fraction=dead_fraction)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on."""
-        chosen = torch.tensor([self.l0, float(self.any_dead)])
-        return super().state_dict() | {"measured": chosen}
+        self.settle()
+        seen = torch.tensor([self.l0, float(self.dead_count)])
+        return super().state_dict() | {"seen": seen}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore `state_dict`; KeyError or RuntimeError when it is not this SAE's."""
         super().load_state_dict(state)
-        self.l0, self.any_dead = float(state["measured"][0]), bool(state["measured"][1])
+        self.l0, self.dead_count = float(state["seen"][0]), int(state["seen"][1])
         self.weights_changed()

@@ -183,6 +183,8 @@ class _Run:
             finished = self._loop(bar, stopping)
         if finished:
             self._save_saes(self.out / "final")
+        for trainer in self.trainers.values():
+            trainer.settle()
         saes = {name: trainer.sae.eval().cpu() for name, trainer in self.trainers.items()}
         for sae in saes.values():
             sae.matmul_dtype = None  # as they load from files
@@ -297,6 +299,7 @@ class _Run:
     def _save_saes(self, target: Path) -> None:
         with checkpoint.writing(target), files.atomic_dir(target) as directory:
             for name, trainer in self.trainers.items():
+                trainer.settle()
                 trainer.sae.save(directory / name)
 
     def _checkpoint(self) -> None:

@@ -60,7 +60,8 @@ def predict(config: TrainConfig, widths: Mapping[str, int], model_bytes: int) ->
         weights=weights,
         state=state,
         buffer=config.buffer_capacity * total_width * stored,
-        batch=N * total_width * stored + forward,
+        # A step that guesses sizes keeps its tokens until the next one.
+        batch=N * total_width * stored * (1 if sae.activation == "topk" else 2) + forward,
         step=_step(config, N, widest, F, item),
         other=_CONTEXT,
     )
@@ -74,10 +75,10 @@ def _step(config: TrainConfig, N: int, d: int, F: int, item: int) -> float:
     if sae.activation == "relu":  # the dense regime: acts, dacts, two gradients in fp32
         return tokens + partial + 2 * N * F * item + 2 * F * d * 4
     if sae.activation == "jumprelu":  # dense gradients through autograd
-        return tokens + 4 * F * d * 4 + _AT_ONCE
+        return tokens + 4 * F * d * 4 + 1.0 * N * F  # room for one in 16 entries, the map of bits
     entries = N * sae.k
-    if sae.activation == "batchtopk":
-        encode = 4.0 * N * F
+    if sae.activation == "batchtopk":  # candidates, the map of bits and its counts, the sample
+        encode = 12.0 * (4 * entries + 4096) + 8.0 * N * F / 32 + 4.0 * min(N, 256) * F
     else:
         # Candidates (2 of 16, more for a large k), what each tile dropped, rows that are done again.
         kept = 2 if 512 * sae.k <= F else 8

@@ -91,6 +91,9 @@ class LayerTrainer:
     def weights_changed(self) -> None:
         """To be called when something else has changed the weights: here nothing depends on them."""
 
+    def settle(self) -> None:
+        """To be called before the weights are read: here no step is ever unfinished."""
+
     def step(
         self, x: Tensor, lr: float, *, sparsity: float = 1.0, measure: bool = False
     ) -> StepResult | None:
@@ -215,9 +218,10 @@ class LayerTrainer:
     def _update_threshold(self, values: Tensor) -> None:
         # Bussmann et al. 2024, eq. 8: the mean of the batches' smallest positive activations.
         if values.numel():
-            least, known = values.min(), self.sae.threshold
+            least, known = torch.where(values > 0, values, float("inf")).min(), self.sae.threshold
             mixed = _THRESHOLD_DECAY * known + (1 - _THRESHOLD_DECAY) * least
-            known.copy_(torch.where(known.isnan(), least, mixed))
+            new = torch.where(known.isnan(), least, mixed)
+            known.copy_(torch.where(least.isinf(), known, new))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on."""

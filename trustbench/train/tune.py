@@ -77,6 +77,10 @@ def _kernels(
     sizes = {"N": N, "d": d, "F": F}
     yield "encode_topk", encode.CONFIGS, sizes, lambda: encode.encode_topk(x, W, b, k)
     values, indices = encode.encode_topk(x, W, b, k)
+    relu, low = dispatch.triton("encode_relu"), b - values[:, -1].mean()
+    collecting = dispatch.triton("_collect").CONFIGS
+    yield "collect", collecting, sizes, lambda: relu.padded(x, W, low, 4 * N * k)
+    yield "encode_relu.dense", relu.CONFIGS, sizes, lambda: relu.dense(x, W, low)
     one: dict[str, int] = {"d": d}
     decode, reconstruct = dispatch.triton("decode").decode, dispatch.triton("reconstruct").reconstruct
     yield "decode", rows, one, lambda: decode(values, indices, W, None)
