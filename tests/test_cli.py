@@ -38,7 +38,11 @@ def test_train_then_eval(tiny_model_dir, tiny_text, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["train", "--modle", "x"], "did you mean 'model'"),
-        (["train", "--model", "m"], "data"),
+        (
+            ["train", "--model=m", "--out=o", "--tokens=9", "--sae.d_sae=64"],
+            "data='': expected a non-empty string (or activations)",
+        ),
+        (["train", "--model", "m"], "train.out, train.tokens"),
         (["train", "--model", "m", "--data", "d", "--out", "o", "--tokens", "x"], "tokens"),
         (
             [

@@ -19,6 +19,7 @@ FLOORS = [
     {"ops"},
     {"sae"},
     {"data", "capture", "buffer"},
+    {"activations"},
     {"train", "evals"},
     {"demo", "info"},
     {"cli"},

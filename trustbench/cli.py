@@ -44,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(message: str) -> str:
     """The parser's message on one line, with the field that an unknown name may have meant."""
+    from trustbench.activations import CaptureConfig
     from trustbench.train.config import SAEConfig, TrainConfig
 
-    known = [f.name for f in fields(TrainConfig)] + [f"sae.{f.name}" for f in fields(SAEConfig)]
+    known = [f.name for kind in (TrainConfig, CaptureConfig) for f in fields(kind)]
+    known += [f"sae.{f.name}" for f in fields(SAEConfig)]
     unknown = re.search(r"unrecognized arguments: --([\w.]+)|option '([\w.]+)'", message)
     text = " ".join(message.split())
     if unknown:
@@ -56,6 +58,7 @@ def _explain(message: str) -> str:
 
 
 def _parser() -> ArgumentParser:
+    from trustbench.activations import CaptureConfig
     from trustbench.train.config import TrainConfig
 
     parser = ArgumentParser(
@@ -76,6 +79,15 @@ def _parser() -> ArgumentParser:
     train.add_argument("--config", action="config", help="a YAML or JSON file of the fields below")
     train.add_class_arguments(TrainConfig, help="the run")
     commands.add_subcommand("train", train, help="train SAEs on every layer of a model")
+
+    capture = ArgumentParser(
+        exit_on_error=False,
+        description="Write a model's activations on a text to disk, once, to train on many times:"
+        " trustbench train --activations DIR. The same command continues a capture that was stopped.",
+    )
+    capture.add_argument("--config", action="config", help="a YAML or JSON file of the fields below")
+    capture.add_class_arguments(CaptureConfig, help="the capture")
+    commands.add_subcommand("capture", capture, help="write activations to disk")
 
     evaluate = ArgumentParser(
         exit_on_error=False,
@@ -143,6 +155,18 @@ def _train(options: Namespace) -> int:
         )
         return _INTERRUPTED
     print(f"{len(result.saes)} SAEs, {result.tokens} tokens each: {result.out / 'final'}")
+    return 0
+
+
+def _capture(options: Namespace) -> int:
+    from trustbench.activations import CaptureConfig, capture_activations
+
+    _quiet_transformers()
+    fields = options.as_dict()
+    fields.pop("config", None)
+    cache = capture_activations(CaptureConfig(**fields))
+    size = sum(shard.bytes for shard in cache.shards)
+    print(f"{cache.tokens} tokens, {len(cache.shards)} shards, {size / 1e9:.2f} GB: {cache.path}")
     return 0
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import trustbench as tb
+from trustbench.capture import ActivationCapture
 from trustbench.errors import CheckpointError, DataError, InputError, NonFiniteError
 from trustbench.sae import load_saes
 from trustbench.train import loop
@@ -228,7 +229,7 @@ def stopped_run(config, tmp_path, monkeypatch):
         ("buffer.safetensors", lambda p: p.write_bytes(b"x" * 100), "buffer.*truncated or corrupt"),
         ("state.json", lambda p: p.write_text("{"), r"state\.json: not readable as JSON"),
         ("state.json", lambda p: p.write_text("{}"), r"state\.json: expected format"),
-        ("state.json", lambda p: edit(p, lambda s: s.pop("stream")), r"state\.json: expected format"),
+        ("state.json", lambda p: edit(p, lambda s: s.pop("source")), r"state\.json: expected format"),
         ("layer_2.safetensors", lambda p: flip_a_bit(p), r"layer_2\.safetensors: corrupt"),
         ("buffer.safetensors", lambda p: flip_a_bit(p), r"buffer\.safetensors: corrupt"),
     ],
@@ -311,7 +312,7 @@ def test_what_a_killed_process_left_half_written_is_removed(stopped_run, config,
 
 
 def test_non_finite_activations_stop_the_run_and_leave_it_resumable(config, tmp_path, monkeypatch):
-    run_capture, calls = loop.ActivationCapture.run, []
+    run_capture, calls = ActivationCapture.run, []
 
     def poisoned(self, ids):
         acts = run_capture(self, ids)
@@ -321,7 +322,7 @@ def test_non_finite_activations_stop_the_run_and_leave_it_resumable(config, tmp_
         return acts
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.ActivationCapture, "run", poisoned)
+        patch.setattr(ActivationCapture, "run", poisoned)
         with pytest.raises(NonFiniteError, match=r"gpt_neox\.layers\.1: NaN or Inf in 1 of"):
             tb.train(config(checkpoint_minutes=0), progress=False)
     assert continues_without_loss(config, tmp_path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +20,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from trustbench import files
+from trustbench.activations import Source
 from trustbench.buffer import ActivationBuffer
-from trustbench.data import TokenStream
 from trustbench.errors import CheckpointError, InputError, bad
 from trustbench.train.config import MAY_CHANGE, TrainConfig
 from trustbench.train.step import LayerTrainer
 
 FORMAT = "trustbench-checkpoint-1"
-_STATE = {"format", "progress", "hook_points", "stream", "buffer", "checksums"}
+_STATE = {"format", "progress", "hook_points", "source", "buffer", "checksums"}
 
 
 @contextmanager
@@ -46,7 +45,7 @@ def writing(target: Path) -> Iterator[None]:
 def save(
     out: Path,
     progress: Mapping[str, Any],
-    stream: TokenStream,
+    source: Source,
     buffer: ActivationBuffer,
     trainers: Mapping[str, LayerTrainer],
 ) -> None:
@@ -56,20 +55,20 @@ def save(
         "format": FORMAT,
         "progress": dict(progress),
         "hook_points": list(trainers),
-        "stream": stream.state_dict(),
+        "source": source.state_dict(),
         "buffer": held["meta"],
     }
     with writing(out / "checkpoint"), files.atomic_dir(out / "checkpoint") as directory:
         for i, trainer in enumerate(trainers.values()):
             files.save_tensors(directory / f"layer_{i}.safetensors", trainer.state_dict())
         files.save_tensors(directory / "buffer.safetensors", held["tensors"])
-        state["checksums"] = {path.name: _checksum(path) for path in sorted(directory.iterdir())}
+        state["checksums"] = {path.name: files.checksum(path) for path in sorted(directory.iterdir())}
         files.atomic_write_json(directory / "state.json", state)
 
 
 def load(
     out: Path,
-    stream: TokenStream,
+    source: Source,
     buffer: ActivationBuffer,
     trainers: Mapping[str, LayerTrainer],
 ) -> dict[str, Any] | None:
@@ -101,22 +100,13 @@ def load(
         buffer.load_state_dict({"tensors": held, "meta": state["buffer"]})
     except InputError as error:
         raise CheckpointError(f"{path}: does not fit this run ({error})") from error
-    stream.load_state_dict(state["stream"])
+    source.load_state_dict(state["source"])
     return state["progress"]
-
-
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file's bytes: it finds what a bad disk or copy changed."""
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            value = zlib.crc32(piece, value)
-    return value
 
 
 def _verified(path: Path, checksums: Mapping[str, int]) -> dict[str, Tensor]:
     tensors = files.load_tensors(path)
-    if _checksum(path) != checksums.get(path.name):
+    if files.checksum(path) != checksums.get(path.name):
         raise CheckpointError(f"{path}: corrupt (its checksum is not the one in state.json)")
     return tensors
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from trustbench.activations import ActivationCache
 from trustbench.errors import InputError, bad
 from trustbench.sae.config import SAEConfig, check_fields
 
@@ -24,9 +25,14 @@ Site = Literal["resid_post", "resid_pre", "mlp_in", "mlp_out", "attn_out"]
 # What may differ between a run and its continuation: where and how it runs, not what it computes
 # (another number of threads may round the model's own forward differently).
 MAY_CHANGE = frozenset({"out", "checkpoint_minutes", "checkpoint_tokens", "sinks", "threads"})
+# What a cache of activations decides.
+CAPTURED = (
+    "model", "data", "site", "context_length", "model_rows", "model_dtype", "data_field",
+    "data_split", "document_separator", "heldout_fraction", "pack_documents", "prepend_bos",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run: SAEs on all chosen layers of a model, together.
 
@@ -43,6 +49,9 @@ class TrainConfig:
         The SAEs; d_in is taken from the model when it is 0.
     tokens
         Tokens to train every SAE on.
+    activations
+        A directory that trustbench capture wrote: train on it, without a model, as many epochs as
+        `tokens` asks for. model, data and how text is read are then those of the capture.
     layers
         "all", or layer numbers and hook point names (model.layers.3, layers.3,
         blocks.3.hook_resid_post).
@@ -119,11 +128,12 @@ class TrainConfig:
         Of the buffer's order (the SAEs have their own).
     """
 
-    model: str
-    data: str
+    model: str = ""
+    data: str = ""
     out: str
     tokens: int
     sae: SAEConfig
+    activations: str = ""
     layers: str | list[int | str] = "all"
     site: Site = "resid_post"
     context_length: int = 256
@@ -162,9 +172,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("model", "data", "out"):
+        for name in ("out",) if self.activations else ("model", "data", "out"):
             if not getattr(self, name):
-                raise bad(name, getattr(self, name), "a non-empty string")
+                raise bad(name, getattr(self, name), "a non-empty string (or activations)")
         least = {
             "tokens": 1, "context_length": 2, "model_rows": 1, "batch_size": 1, "buffer_tokens": 0,
             "dead_after_tokens": 1, "log_every": 1, "checkpoint_tokens": 0, "threads": 0, "seed": 0,
@@ -240,6 +250,24 @@ class TrainConfig:
         """The peak learning rate."""
         return self.lr or 2e-4 / math.sqrt(self.sae.d_sae / 2**14)
 
+    def completed(self) -> TrainConfig:
+        """With `activations`: model, data and how text was read, from the cache.
+
+        Raises
+        ------
+        InputError
+            When this config says otherwise.
+        """
+        if not self.activations:
+            return self
+        settings = ActivationCache(self.activations).settings
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in CAPTURED:
+            mine = getattr(self, name)
+            if mine not in (defaults[name], settings[name]):
+                raise bad(name, mine, f"{settings[name]!r}, as {self.activations} was captured")
+        return dataclasses.replace(self, **{name: settings[name] for name in CAPTURED})
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
         return dataclasses.asdict(self)
@@ -249,7 +277,10 @@ class TrainConfig:
         """The reverse of `to_dict`; an unknown field raises InputError with the nearest name."""
         check_fields(cls, fields)
         required = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
-        required = [n for n in required if n in ("model", "data", "out", "tokens", "sae")]
+        needed = {"out", "tokens", "sae"} | (
+            set() if fields.get("activations") else {"model", "data"}
+        )
+        required = [n for n in required if n in needed]
         if required:
             raise InputError(f"TrainConfig: missing {', '.join(required)}")
         sae = fields["sae"]

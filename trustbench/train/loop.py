@@ -15,9 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trustbench import devices, files
+from trustbench.activations import ActivationCache, CacheSource, ModelSource, Source
 from trustbench.buffer import ActivationBuffer
-from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
-from trustbench.data import Documents, TokenStream
 from trustbench.errors import DataError, NonFiniteError, TrustbenchError, bad
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, load_saes
@@ -63,6 +62,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         checkpoint once the cause is gone; bad data or activations lose nothing at all, as a
         checkpoint is written before they are reported.
     """
+    config = config.completed()
     out = Path(config.out)
     checkpoint.check_same_run(out, config)
     if (out / "final").is_dir():
@@ -78,37 +78,13 @@ class _Run:
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.out = config, Path(config.out)
         self.libraries = import_libraries(config)
-        documents = Documents(
-            config.data,
-            field=config.data_field,
-            split=config.data_split,
-            separator=config.document_separator,
-        )
         self.device = devices.resolve(config.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # Triton launches on the current device
-        model, tokenizer = load_model(
-            config.model, dtype=self._dtype(config.model_dtype), device=self.device
-        )
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if positions and config.context_length > positions:
-            raise bad("context_length", config.context_length, f"at most the model's {positions}")
-        points = resolve_hook_points(model, config.layers, config.site)
-        self.capture = ActivationCapture(model, points)
-        probe = self.capture.run(torch.zeros(1, 2, dtype=torch.int64))
-        widths = {name: acts.shape[-1] for name, acts in probe.items()}
-        self.stream = TokenStream(
-            documents,
-            tokenizer,
-            config.context_length,
-            config.model_rows,
-            part="train",
-            heldout_fraction=config.heldout_fraction,
-            pack_documents=config.pack_documents,
-            prepend_bos=config.prepend_bos,
-        )
+        self.source = self._source()
+        widths = self.source.widths
         if self.device.type == "cuda":
-            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            size = self.source.model_bytes
             free, _ = torch.cuda.mem_get_info(self.device)
             # What the model takes already is part of what is needed.
             print(memory.check(memory.predict(config, widths, size), free + size, config, widths))
@@ -123,6 +99,15 @@ class _Run:
         self.graphs = GraphMemory() if self.device.type == "cuda" else None
         self.trainers = {name: self._trainer(name, width) for name, width in widths.items()}
         self.tokens = 0
+
+    def _source(self) -> Source:
+        config = self.config
+        if config.activations:
+            cache = ActivationCache(config.activations)
+            names = cache.select(config.layers)
+            most = config.model_rows * config.context_length
+            return CacheSource(cache, names, most, self.device, config.seed)
+        return ModelSource(config, self.device, self._dtype(config.model_dtype))
 
     def _dtype(self, name: str) -> torch.dtype:
         if name == "auto":
@@ -157,7 +142,7 @@ class _Run:
     def go(self, progress: bool) -> TrainResult:
         """Resume or start, loop, save."""
         config = self.config
-        saved = checkpoint.load(self.out, self.stream, self.buffer, self.trainers)
+        saved = checkpoint.load(self.out, self.source, self.buffer, self.trainers)
         if saved:
             self.tokens = saved["tokens"]
         else:
@@ -230,26 +215,18 @@ class _Run:
         return None
 
     def _fill(self) -> None:
-        """Capture until the buffer has no room for another forward (or the run needs no more).
+        """Pull until the buffer has no room for another forward (or the run needs no more).
 
-        If a forward cannot be had or stored, the stream stands before it again.
+        If what is pulled cannot be had or stored, the source stands before it again.
         """
         config = self.config
         most = config.model_rows * config.context_length
         while self.buffer.space >= most and self.buffer.tokens_in < config.tokens:
-            position = self.stream.state_dict()
+            position = self.source.state_dict()
             try:
-                batch = next(self.stream)
-                acts = self.capture.run(batch.input_ids)
-                kept = batch.mask.flatten().nonzero().flatten()  # on the host: nothing to wait for
-                if len(kept) == batch.mask.numel():
-                    rows = {name: a.flatten(0, 1) for name, a in acts.items()}
-                else:
-                    place = devices.sent(kept, self.device)
-                    rows = {name: a.flatten(0, 1).index_select(0, place) for name, a in acts.items()}
-                self.buffer.put(rows)
+                self.buffer.put(self.source.pull().acts)
             except (DataError, NonFiniteError):
-                self.stream.load_state_dict(position)
+                self.source.load_state_dict(position)
                 raise
 
     def _initialise(self) -> None:
@@ -304,7 +281,7 @@ class _Run:
 
     def _checkpoint(self) -> None:
         progress = {"tokens": self.tokens, "metrics_position": self.lines.position}
-        checkpoint.save(self.out, progress, self.stream, self.buffer, self.trainers)
+        checkpoint.save(self.out, progress, self.source, self.buffer, self.trainers)
 
 
 def _finished(out: Path) -> TrainResult:

@@ -1,0 +1,15 @@
+"""Activations as training reads them: from a model and a text, or from a cache on disk."""
+
+from trustbench.activations.cache import ActivationCache, Rows
+from trustbench.activations.capture import CaptureConfig, capture_activations
+from trustbench.activations.sources import CacheSource, ModelSource, Source
+
+__all__ = [
+    "ActivationCache",
+    "CacheSource",
+    "CaptureConfig",
+    "ModelSource",
+    "Rows",
+    "Source",
+    "capture_activations",
+]

@@ -1,0 +1,184 @@
+"""capture_activations(): a text through a model, onto the disk, once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from tqdm import tqdm
+
+from trustbench import devices, files
+from trustbench.activations.cache import ActivationCache, CacheWriter, Rows, check_disk
+from trustbench.activations.sources import ModelSource
+from trustbench.capture.hook_points import Site
+from trustbench.errors import CheckpointError, DataError, NonFiniteError, bad
+
+# What may differ between a capture and its continuation.
+_MAY_CHANGE = {"out", "device"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureConfig:
+    """What is captured, and where to.
+
+    Parameters
+    ----------
+    model
+        A Hugging Face causal LM: a local folder or a hub name.
+    data
+        Text: a .txt, .jsonl(.gz) or .parquet file, a directory or glob of them, or hf:NAME[:CONFIG].
+    out
+        The cache's directory. If it holds a part of this capture already, capturing goes on there.
+    tokens
+        Tokens to capture; fewer when the text ends before.
+    layers
+        "all", or layer numbers and hook point names.
+    site
+        What a layer number means: resid_post, resid_pre, mlp_in, mlp_out or attn_out.
+    dtype
+        fp32, bf16 or fp16: how activations are stored.
+    shard_tokens
+        Tokens a file, about: what a killed process loses at most.
+    context_length
+        Tokens a row of text, at most.
+    model_rows
+        Rows a forward of the model.
+    device
+        auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
+    model_dtype
+        fp32 or bf16: weights and arithmetic of the model. auto: bf16 on a GPU, else fp32.
+    data_field
+        Field or column that holds the text.
+    data_split
+        Split of a Hugging Face data set.
+    document_separator
+        What stands between the documents of a .txt file.
+    heldout_fraction
+        Share of the documents left out (every n-th): evaluation reads those.
+    pack_documents
+        Let several documents share a row (and see each other).
+    prepend_bos
+        Start every row with the BOS token; its activations are left out.
+    """
+
+    model: str
+    data: str
+    out: str
+    tokens: int
+    layers: str | list[int | str] = "all"
+    site: Site = "resid_post"
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    shard_tokens: int = 65536
+    context_length: int = 256
+    model_rows: int = 16
+    device: str = "auto"
+    model_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    data_field: str = "text"
+    data_split: str = "train"
+    document_separator: str = ""
+    heldout_fraction: float = 0.05
+    pack_documents: bool = False
+    prepend_bos: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data", "out"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise bad(name, getattr(self, name), "a non-empty string")
+        least = {"tokens": 1, "shard_tokens": 1, "context_length": 2, "model_rows": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+                raise bad(name, value, f"an integer >= {bound}")
+        choices: dict[str, Any] = {
+            "site": Site,
+            "dtype": Literal["fp32", "bf16", "fp16"],
+            "model_dtype": Literal["auto", "fp32", "bf16"],
+        }
+        for name, options in choices.items():
+            if getattr(self, name) not in get_args(options):
+                raise bad(name, getattr(self, name), f"one of {', '.join(get_args(options))}")
+        if not 0 <= self.heldout_fraction <= 0.5:
+            raise bad("heldout_fraction", self.heldout_fraction, "a number in [0, 0.5]")
+
+
+def capture_activations(config: CaptureConfig, *, progress: bool = True) -> ActivationCache:
+    """Capture, or go on where an earlier call was stopped; returns the cache.
+
+    Raises
+    ------
+    InputError, DataError, NonFiniteError
+        Each says what is wrong in one sentence; what was captured before it is kept.
+    """
+    out = Path(config.out)
+    _check_same(out, config)
+    if (out / "index.json").exists() and ActivationCache(out).complete:
+        return ActivationCache(out)
+    device = devices.resolve(config.device)
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    auto = "bf16" if device.type == "cuda" else "fp32"
+    dtype = kinds[auto if config.model_dtype == "auto" else config.model_dtype]
+    source = ModelSource(config, device, dtype, repeat=False)
+    print(check_disk(out, source.widths, config.tokens, config.dtype))
+    aliases = {p.name: [*p.aliases, *_number(p, config.site)] for p in source.points}
+    writer = CacheWriter(out, dataclasses.asdict(config), source.widths, aliases, config.shard_tokens)
+    if writer.position is not None:
+        source.load_state_dict(writer.position)
+    with tqdm(
+        total=config.tokens, initial=writer.tokens, unit="tok", unit_scale=True, disable=not progress
+    ) as bar:
+        while writer.tokens < config.tokens:
+            try:
+                rows = source.pull()
+            except StopIteration:
+                break
+            rows = _first(rows, config.tokens - writer.tokens)
+            _check_finite(rows, writer.tokens)
+            writer.add(rows, source.state_dict())
+            bar.update(len(rows.token_ids))
+    if not writer.tokens:
+        raise DataError(f"data={config.data!r}: no tokens to capture")
+    writer.flush(source.state_dict(), complete=True)
+    return ActivationCache(out)
+
+
+def _number(point: Any, site: Site) -> list[str]:
+    """The layer's number, for the hook point that numbers mean."""
+    return [str(point.layer)] if point.site == site else []
+
+
+def _first(rows: Rows, n: int) -> Rows:
+    return Rows(
+        {name: a[:n] for name, a in rows.acts.items()}, rows.token_ids[:n], rows.positions[:n]
+    )
+
+
+def _check_finite(rows: Rows, before: int) -> None:
+    for name, acts in rows.acts.items():
+        finite = torch.isfinite(acts).all(1)
+        if not finite.all():
+            row = int((~finite).nonzero()[0])
+            raise NonFiniteError(f"activations of {name}: NaN or Inf at token {before + row}")
+
+
+def _check_same(out: Path, config: CaptureConfig) -> None:
+    """Refuse another capture's directory, or one that is no cache."""
+    if out.exists() and not out.is_dir():
+        raise bad("out", str(out), "a directory")
+    if not (out / "index.json").exists():
+        if out.is_dir() and any(not file.name.startswith((".", "shard_")) for file in out.iterdir()):
+            raise bad("out", str(out), "an empty or new directory, or an activation cache")
+        return
+    try:
+        saved = files.read_json(out / "index.json")["settings"]
+    except (CheckpointError, KeyError, TypeError) as error:
+        raise DataError(f"{out}/index.json: no index of an activation cache ({error})") from error
+    for name, mine in dataclasses.asdict(config).items():
+        if name not in _MAY_CHANGE and saved.get(name) != mine:
+            raise bad(
+                "out",
+                str(out),
+                f"a cache of this capture; its {name} is {saved.get(name)!r}, not {mine!r}",
+            )
