@@ -76,6 +76,25 @@ struct SparseStep {
     int threads;
 };
 
+// How rows of activations are stored.
+enum class RowKind : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// n rows of d numbers into slots of a pool. The kinds are equal, or one is f32 and the other bf16.
+struct PutRows {
+    const void* from;
+    RowKind from_kind;
+    void* pool;
+    RowKind pool_kind;
+    const std::int64_t* slots;  // [n]
+    std::int64_t n, d;
+    int threads;
+};
+
+// Rows that hold Inf or NaN, as stored: how many, and the first of them (-1 for none).
+struct BadRows {
+    std::int64_t count, first;
+};
+
 struct Kernels {
     void (*encode_topk)(const Encoder&, std::int64_t k, float* values, std::int32_t* indices);
     CsrResult (*encode_relu)(const Encoder&, const float* threshold);
@@ -93,6 +112,10 @@ struct Kernels {
     // Both return, in db_dec [d], -(sum_i db_enc_i W_enc_i), with the weights before the update.
     void (*sparse_adam)(const SparseStep&, const Adam&, float* db_dec);
     double (*sparse_grad_norm)(const SparseStep&, bool unit_norm, float* db_dec);
+    BadRows (*put_rows)(const PutRows&);
+    // out[i] = pool[slots[i]], rows of `bytes`.
+    void (*take_rows)(const void* pool, const std::int64_t* slots, std::int64_t n, std::int64_t bytes,
+                      void* out, int threads);
 };
 
 }  // namespace tb

@@ -15,6 +15,8 @@ namespace tb {
 namespace {
 
 struct Job {
+    Job(ChunkFunction fn, void* context, std::int64_t chunks) : fn(fn), context(context), chunks(chunks) {}
+
     ChunkFunction fn;
     void* context;
     std::int64_t chunks;
@@ -131,7 +133,7 @@ OpenMpParallel openmp() {
 
 void parallel_for_raw(std::int64_t chunks, int threads, ChunkFunction fn, void* context) {
     if (chunks <= 0) return;
-    Job job{fn, context, chunks};
+    Job job(fn, context, chunks);
     if (threads > chunks) threads = static_cast<int>(chunks);
     if (threads <= 1) {
         job.run();

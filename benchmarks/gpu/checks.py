@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trustbench import ops
+from trustbench.ops import dispatch
 from trustbench.ops.sparse_adam import Moments, Weights
 from trustbench.ops.spec import Shape
 
@@ -92,6 +94,39 @@ def _checks(shape: Shape, device: torch.device) -> Iterator[tuple[str, Callable[
             return list(found)
 
         yield f"encode_batchtopk {tag}", batchtopk
+
+    # What a training step runs: the same codes, in memory of a size that is known beforehand.
+    narrow_x, narrow_W = x.bfloat16(), W.bfloat16()
+    relu_kernels = dispatch.triton("encode_relu")
+    batch_kernels = dispatch.triton("encode_batchtopk")
+
+    def padded(exact: Any, code: Any, fits: Tensor) -> list[Tensor]:
+        assert bool(fits.all()), "no room"
+        values, indices, offsets = exact
+        n = len(values)
+        assert torch.equal(code.values[:n], values) and not code.values[n:].any()
+        assert torch.equal(code.indices[:n], indices) and torch.equal(code.row_offsets, offsets)
+        return list(code)
+
+    def padded_relu() -> list[Tensor]:
+        exact = relu_kernels.encode_relu(narrow_x, narrow_W, b, None)
+        return padded(exact, *relu_kernels.padded(narrow_x, narrow_W, b, len(exact[0]) + 1000))
+
+    def padded_batchtopk() -> list[Tensor]:
+        exact = batch_kernels.encode_batchtopk(narrow_x, narrow_W, b, k)
+        return padded(exact, *batch_kernels.padded(narrow_x, narrow_W, b, k))
+
+    def dense_relu() -> list[Tensor]:
+        acts, mass, fired = relu_kernels.dense(narrow_x, narrow_W, b)
+        exact = pre(torch.bfloat16).relu()
+        close(acts, exact, 2.0**-7)
+        close(mass / N, exact.mean(0), 2.0**-15)
+        assert torch.equal(fired.long(), (acts > 0).sum(0)), "fired"
+        return [acts, mass, fired]
+
+    yield "encode_relu, padded", padded_relu
+    yield "encode_batchtopk, padded", padded_batchtopk
+    yield "encode_relu, dense form", dense_relu
 
     code = ops.encode_topk(x, W, b, k, matmul_dtype=torch.bfloat16)
     acts = torch.zeros(N, F, device=device).scatter(1, code.indices.long(), code.values).double()

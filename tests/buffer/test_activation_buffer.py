@@ -138,3 +138,40 @@ def test_batches_drain_the_buffer():
     buffer = ActivationBuffer({"a": 3, "b": 2}, 32)
     buffer.put(numbered(0, 30))
     assert [len(b["a"]) for b in buffer.batches(8)] == [8, 8, 8, 6]
+
+
+def test_a_batch_can_be_written_over():
+    fresh, reusing = (ActivationBuffer({"a": 3, "b": 2}, 64) for _ in range(2))
+    batch = None
+    for _ in range(4):
+        for buffer in (fresh, reusing):
+            buffer.put(numbered(buffer.tokens_in, 16))
+        wanted, before = fresh.take(8), batch
+        batch = reusing.take(8, batch)
+        assert before is None or batch["a"].data_ptr() == before["a"].data_ptr()
+        assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
+    for out in (
+        {"a": batch["a"]},
+        {"a": batch["a"][:7], "b": batch["b"]},
+        {"a": batch["a"].double(), "b": batch["b"]},
+        {"a": torch.empty(3, 8).T, "b": batch["b"]},
+    ):
+        with pytest.raises(
+            InputError, match=r"out=.[ab].: expected a contiguous torch.float32 tensor"
+        ):
+            reusing.take(8, out)
+    assert reusing.tokens_out == 32
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_any_floating_dtype_is_stored_as_asked(kind, stored):
+    rows = torch.randn(20, 8, 3).transpose(0, 1)[3].to(kind)  # not contiguous
+    buffer = ActivationBuffer({"a": 3}, 20, dtype=stored)
+    buffer.put({"a": rows})
+    assert torch.equal(buffer.peek(20)["a"], rows.to(stored))
+    rows[3, 1] = float("inf")
+    other = ActivationBuffer({"a": 3}, 20, dtype=stored)
+    with pytest.raises(NonFiniteError, match="1 of 20 rows, first at row 3"):
+        other.put({"a": rows})
+    assert len(other) == 0

@@ -6,22 +6,23 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trustbench import devices
 from trustbench.errors import InputError, NonFiniteError, bad
+from trustbench.ops import dispatch
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # RowKind of csrc/kernels.h
 
 
 class ActivationBuffer:
     """A pool of activations of several hook points, taken from at random without replacement.
 
-    `put` appends tokens behind the occupied slots; `take` draws distinct slots uniformly, hands out
-    their rows, and moves the last rows into the holes. Both cost time in the tokens they handle, not
-    in the size of the pool.
+    `put` writes tokens into free slots; `take` draws distinct occupied slots uniformly and hands out
+    their rows. Nothing else moves: both cost time in the tokens they handle, not in the size of the
+    pool. Which slots these are is decided in C++ (csrc/slots.h), for every device alike; on the CPU
+    rows are converted, checked and written in one pass past the caches (csrc/rows_cpu.cpp).
 
     The mixing this gives: every stored token is equally likely in every batch, whatever its age. With
     `capacity` C and batches of n taken from a full pool, a token waits a geometric number of batches,
@@ -63,12 +64,14 @@ class ActivationBuffer:
             raise bad("capacity", capacity, "an integer >= 1")
         self.widths, self.capacity = dict(widths), capacity
         self.tokens_in = self.tokens_out = 0
-        self._rng = np.random.Generator(np.random.PCG64(seed))
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise bad("seed", seed, "an integer in [0, 2**64)")
+        self._slots = dispatch.native().Slots(capacity, seed)
         self._store: dict[str, Tensor] = {}
         for name, width in self.widths.items():
             kind = dtype if isinstance(dtype, torch.dtype) else dtype.get(name)
-            if kind not in _DTYPES:
-                raise bad(f"dtype of {name}", kind, ", ".join(map(str, _DTYPES)))
+            if kind not in _KINDS:
+                raise bad(f"dtype of {name}", kind, ", ".join(map(str, _KINDS)))
             self._store[name] = torch.empty(capacity, width, dtype=kind, device=device)
         self.device = torch.device(device)
         # On a GPU: how many rows of each hook point were not finite, for `check_finite`.
@@ -111,21 +114,53 @@ class ActivationBuffer:
             raise bad("acts", f"{n} tokens", f"at most space={self.space}")
         for name, rows in acts.items():
             if self.device.type == "cuda":
-                self._bad[name] += (~torch.isfinite(rows.sum(1, dtype=torch.float32))).sum()
-                continue
-            # A sum is finite only if all its terms are, and reads each value once.
-            if not torch.isfinite(rows.sum(dtype=torch.float64)):
-                finite = torch.isfinite(rows).all(1)
-                if not finite.all():
-                    row = int((~finite).nonzero()[0])
-                    raise NonFiniteError(
-                        f"activations of {name}: NaN or Inf in {int((~finite).sum())} of {n} rows,"
-                        f" first at row {row} (token {self.tokens_in + row} of the run)"
-                    )
-        at = len(self)
-        for name, rows in acts.items():
-            self._store[name][at : at + n] = rows
+                self._put_on_gpu(name, rows)
+            else:
+                self._put_on_cpu(name, rows)
+        self._slots.commit(n)  # only now: a put that failed leaves nothing behind
         self.tokens_in += n
+
+    def _put_on_cpu(self, name: str, rows: Tensor) -> None:
+        native, store = dispatch.native(), self._store[name]
+        kinds = {rows.dtype, store.dtype}
+        if rows.dtype not in _KINDS or (len(kinds) == 2 and torch.float16 in kinds):
+            rows = rows.to(store.dtype)
+        rows = rows.contiguous()
+        n, width = rows.shape
+        count, row = native.put_rows(
+            self._slots, rows.data_ptr(), _KINDS[rows.dtype], store.data_ptr(), _KINDS[store.dtype],
+            n, width, torch.get_num_threads(),
+        )  # fmt: skip
+        if count:
+            narrowed = f" once stored as {store.dtype}" if len(kinds) == 2 else ""
+            raise NonFiniteError(
+                f"activations of {name}: NaN or Inf{narrowed} in {count} of {n} rows,"
+                f" first at row {row} (token {self.tokens_in + row} of the run)"
+            )
+
+    def _put_on_gpu(self, name: str, rows: Tensor) -> None:
+        # A sum is finite only if all its terms are, and reads each value once.
+        self._bad[name] += (~torch.isfinite(rows.sum(1, dtype=torch.float32))).sum()
+        store = self._store[name]
+        store.index_copy_(0, self._sent(self._slots.offer(len(rows))), rows.to(store.dtype))
+
+    def _sent(self, slots: Any) -> Tensor:
+        return devices.sent(torch.from_numpy(slots), self.device)
+
+    def _rows(self, slots: Any, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The rows in some slots, in `out` or in new tensors."""
+        batch = dict(out) if out is not None else {}
+        for name, store in self._store.items():
+            if out is None:
+                batch[name] = store.new_empty(len(slots), store.shape[1])
+            if self.device.type == "cuda":
+                torch.index_select(store, 0, self._sent(slots), out=batch[name])
+                continue
+            dispatch.native().take_rows(
+                store.data_ptr(), slots.ctypes.data, len(slots), store[0].nbytes,
+                batch[name].data_ptr(), torch.get_num_threads(),
+            )  # fmt: skip
+        return batch
 
     def check_finite(self) -> None:
         """NonFiniteError when rows put since the last check held NaN or Inf (on a GPU; waits for it).
@@ -141,49 +176,62 @@ class ActivationBuffer:
                     " tokens so far"
                 )
 
-    def take(self, n: int) -> dict[str, Tensor]:
-        """n tokens at random: {hook point: [n, d]}, new contiguous tensors in the storage dtype.
+    def take(self, n: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """n tokens at random: {hook point: [n, d]}, contiguous, in the storage dtype.
+
+        Parameters
+        ----------
+        n : int
+        out : an earlier batch of n tokens, or None
+            Written over and returned. On the CPU this saves the system handing out new memory, which
+            costs as much as the copy; on a GPU torch keeps memory at hand, and None is as fast.
 
         Raises
         ------
         InputError
-            When n is not in [1, len(self)].
+            When n is not in [1, len(self)], or `out` is not like a batch of n tokens.
         """
         size = len(self)
         if not 1 <= n <= size:
             raise bad("n", n, f"an integer in [1, len={size}]")
-        chosen = self._rng.choice(size, n, replace=False)
-        # The occupied slots stay a prefix: rows of the tail that were not chosen fill the holes.
-        tail = np.setdiff1d(np.arange(size - n, size), chosen, assume_unique=True)
-        holes = np.sort(chosen[chosen < size - n])
-        picked, source, target = (
-            devices.sent(torch.from_numpy(a), self.device) for a in (chosen, tail, holes)
-        )
-        batch = {}
-        for name, store in self._store.items():
-            batch[name] = store.index_select(0, picked)
-            store[target] = store.index_select(0, source)
+        for name, store in self._store.items() if out is not None else ():
+            given = out.get(name) if out is not None else None
+            shape = (n, self.widths[name])
+            if (
+                given is None
+                or (tuple(given.shape), given.dtype, given.device)
+                != (shape, store.dtype, store.device)
+                or not given.is_contiguous()
+            ):
+                raise bad("out", name, f"a contiguous {store.dtype} tensor {list(shape)} for it")
+        batch = self._rows(self._slots.take(n), out)
         self.tokens_out += n
         return batch
 
     def peek(self, n: int) -> dict[str, Tensor]:
         """The first min(n, len) stored tokens, without taking them: a sample to measure on."""
-        return {name: store[: min(n, len(self))].clone() for name, store in self._store.items()}
+        return self._rows(self._slots.occupied(n))
 
     def state_dict(self) -> dict[str, Any]:
         """{"tensors": {name: Tensor}, "meta": JSON-able}: everything, bit for bit."""
         return {
             # On the host: a second pool would not fit a GPU.
-            "tensors": {
-                name: store[: len(self)].to("cpu", copy=True) for name, store in self._store.items()
-            },
+            "tensors": self._held(),
             "meta": {
                 "tokens_in": self.tokens_in,
                 "tokens_out": self.tokens_out,
                 "capacity": self.capacity,
-                "rng": self._rng.bit_generator.state,
+                "random": list(self._slots.random),
             },
         }
+
+    def _held(self) -> dict[str, Tensor]:
+        """All rows, in the order that draws depend on, on the host."""
+        slots = self._slots.occupied(len(self))
+        if self.device.type == "cuda":  # a hook point at a time
+            places = self._sent(slots)
+            return {name: store.index_select(0, places).cpu() for name, store in self._store.items()}
+        return self._rows(slots)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict` of a buffer made with the same arguments."""
@@ -197,7 +245,7 @@ class ActivationBuffer:
                 raise bad(f"state of {name}", list(rows.shape), f"[{size}, {store.shape[1]}]")
             store[:size] = rows
         self.tokens_in, self.tokens_out = meta["tokens_in"], meta["tokens_out"]
-        self._rng.bit_generator.state = meta["rng"]
+        self._slots.restore(len(self), meta["random"])
 
     def batches(self, n: int) -> Iterator[dict[str, Tensor]]:
         """Batches of n until the buffer is empty; the last may be smaller."""

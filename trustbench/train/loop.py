@@ -182,8 +182,12 @@ class _Run:
         if failure := self._filled():
             self._checkpoint()
             raise failure
+        # A LayerTrainer is done with a batch when its step returns, a DeviceTrainer one step later.
+        reusable = not any(isinstance(t, DeviceTrainer) for t in self.trainers.values())
+        batch: dict[str, Tensor] | None = None
         while self.tokens < config.tokens:
-            batch = self.buffer.take(min(config.batch_size, config.tokens - self.tokens))
+            n = min(config.batch_size, config.tokens - self.tokens)
+            batch = self.buffer.take(n, batch if reusable and n == config.batch_size else None)
             with self.streams.beside():  # on a GPU the model's forward runs while the SAEs train
                 failure = self._filled()
             self._step(batch, bar)
