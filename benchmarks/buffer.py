@@ -2,17 +2,18 @@
 
     python benchmarks/buffer.py --peers-python PATH
 
-Every contender holds the same pool, takes the same tokens of all layers and hands out batches of the
-same size; what is timed is the buffer alone, the activations being there already. memcpy is torch's
-copy of the same bytes, once for putting and once for taking, with the same threads. Each contender
-runs in a process of its own, one after the other, several times round; see benchmarks/README.md for
-the peers' environment.
+Two tables: time, and how well the order that comes out is mixed. Every contender holds the same pool,
+takes the same tokens of all layers and hands out batches of the same size; what is timed is the
+buffer alone, the activations being there already. memcpy is torch's copy of the same bytes, once for
+putting and once for taking, with the same threads. Each contender runs in a process of its own, one
+after the other, several times round; see benchmarks/README.md for the peers' environment.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import subprocess
@@ -26,10 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Acts = dict[str, Tensor]
+Source = Iterator[Acts]  # endless, n tokens at a time
 
-def memcpy(acts: dict[str, Tensor], pool: int) -> Iterator[int]:
+
+def memcpy(source: Source, n: int, pool: int) -> Iterator[Acts]:
     """Each byte copied twice, in order: into the pool and out of it."""
-    n = len(next(iter(acts.values())))
+    acts = next(source)
     store = {name: a.new_zeros(pool, a.shape[1]) for name, a in acts.items()}
     out = {name: torch.zeros_like(a) for name, a in acts.items()}
     at = 0
@@ -38,105 +42,139 @@ def memcpy(acts: dict[str, Tensor], pool: int) -> Iterator[int]:
             store[name][at : at + n].copy_(a)
             out[name].copy_(store[name][at : at + n])
         at = (at + n) % (pool - n + 1) // n * n
-        yield n
+        yield out
+        acts = next(source)
 
 
-def trustbench(acts: dict[str, Tensor], pool: int) -> Iterator[int]:
+def trustbench(source: Source, n: int, pool: int) -> Iterator[Acts]:
     """ActivationBuffer, kept full."""
     from trustbench.buffer import ActivationBuffer
 
-    n = len(next(iter(acts.values())))
+    acts = next(source)
     widths = {name: a.shape[1] for name, a in acts.items()}
     buffer = ActivationBuffer(widths, pool, dtype=next(iter(acts.values())).dtype)
     batch = None
     while True:
         while buffer.space >= n:
             buffer.put(acts)
+            acts = next(source)
         batch = buffer.take(n, batch)
-        yield n
+        yield batch
 
 
-def saelens(acts: dict[str, Tensor], pool: int) -> Iterator[int]:
+def saelens(source: Source, n: int, pool: int) -> Iterator[Acts]:
     """sae_lens/training/mixing_buffer.py, for several hook points."""
     from sae_lens.training.mixing_buffer import multi_hook_concat_split_iter
 
-    n = len(next(iter(acts.values())))
-
-    def endless() -> Iterator[dict[str, Tensor]]:
-        while True:
-            yield acts
-
-    for batch in multi_hook_concat_split_iter(pool, n, endless(), list(acts)):
-        for rows in batch.values():  # what training reads is contiguous
-            rows.contiguous()
-        yield n
+    acts = next(source)
+    for batch in multi_hook_concat_split_iter(pool, n, source, list(acts)):
+        # What training reads is contiguous.
+        yield {name: rows.contiguous() for name, rows in batch.items()}
 
 
-def dictionary_learning(acts: dict[str, Tensor], pool: int) -> Iterator[int]:
+def dictionary_learning(source: Source, n: int, pool: int) -> Iterator[Acts]:
     """dictionary_learning/buffer.py, one a layer, on a stand-in for a model that has no forward."""
     from dictionary_learning.buffer import ActivationBuffer
 
-    n = len(next(iter(acts.values())))
     context = 128
+    first = next(source)
+    mask = SimpleNamespace(value=((), {"attention_mask": torch.ones(n // context, context)}))
+    waiting: dict[str, list[Tensor]] = {name: [a] for name, a in first.items()}
 
-    class Model:
-        tokenizer = None
-        inputs = SimpleNamespace(
-            save=lambda: SimpleNamespace(
-                value=((), {"attention_mask": torch.ones(n // context, context)})
-            )
-        )
-
-        def __init__(self, dtype: torch.dtype) -> None:
-            self.dtype = dtype
-
-        def trace(self, *_: Any, **__: Any) -> Any:
-            return contextlib.nullcontext()
+    def following(name: str) -> Any:
+        """What a layer's hook would give next; each buffer refills in its own time."""
+        if not waiting[name]:
+            for other, a in next(source).items():
+                waiting[other].append(a)
+        return SimpleNamespace(value=waiting[name].pop(0).view(n // context, context, -1))
 
     def forever() -> Iterator[str]:
         while True:
             yield ""
 
-    buffers = []
-    for a in acts.values():
-        hidden = a.view(n // context, context, -1)
-        output = SimpleNamespace(save=lambda h=hidden: SimpleNamespace(value=h), stop=lambda: None)
-        buffers.append(
-            ActivationBuffer(
-                forever(),
-                Model(a.dtype),
-                SimpleNamespace(output=output),
-                d_submodule=a.shape[1],
-                n_ctxs=pool // context,
-                ctx_len=context,
-                refresh_batch_size=n // context,
-                out_batch_size=n,
-            )
+    buffers = {}
+    for name, a in first.items():
+        model = SimpleNamespace(
+            dtype=a.dtype,
+            trace=lambda *_, **__: contextlib.nullcontext(),
+            inputs=SimpleNamespace(save=lambda: mask),
+        )
+        output = SimpleNamespace(save=lambda name=name: following(name), stop=lambda: None)
+        buffers[name] = ActivationBuffer(
+            forever(),
+            model,
+            SimpleNamespace(output=output),
+            d_submodule=a.shape[1],
+            n_ctxs=pool // context,
+            ctx_len=context,
+            refresh_batch_size=n // context,
+            out_batch_size=n,
         )
     while True:
-        for buffer in buffers:
-            next(buffer)
-        yield n
+        yield {name: next(buffer) for name, buffer in buffers.items()}
 
 
-CONTENDERS: dict[str, Callable[[dict[str, Tensor], int], Iterator[int]]] = {
+def shuffled_blocks(source: Source, n: int, pool: int) -> Iterator[Acts]:
+    """The best that blocks can do: a full shuffle of one pool's tokens after the other."""
+    while True:
+        acts = [next(source) for _ in range(pool // n)]
+        order = torch.randperm(pool)
+        whole = {name: torch.cat([a[name] for a in acts])[order] for name in acts[0]}
+        for start in range(0, pool, n):
+            yield {name: rows[start : start + n] for name, rows in whole.items()}
+
+
+CONTENDERS: dict[str, Callable[[Source, int, int], Iterator[Acts]]] = {
     "memcpy": memcpy,
     "trustbench": trustbench,
     "SAELens": saelens,
     "dictionary_learning": dictionary_learning,
+    "shuffled blocks": shuffled_blocks,
 }
+TIMED = ("memcpy", "trustbench", "SAELens", "dictionary_learning")
+MIXED = ("trustbench", "SAELens", "dictionary_learning", "shuffled blocks")
+OURS = {"memcpy", "trustbench", "shuffled blocks"}
 
 
 def measure(name: str, layers: int, d: int, tokens: int, pool: int, steps: int) -> float:
     """Seconds a batch of `tokens`, over `steps` of them, after as many as fill the pool."""
     acts = {f"layer {i}": torch.randn(tokens, d).bfloat16() for i in range(layers)}
-    run = CONTENDERS[name](acts, pool)
+    run = CONTENDERS[name](itertools.repeat(acts), tokens, pool)
     for _ in range(2 * pool // tokens):
         next(run)
-    start, done = time.perf_counter(), 0
+    start = time.perf_counter()
     for _ in range(steps):
-        done += next(run)
-    return (time.perf_counter() - start) * tokens / done
+        next(run)
+    return (time.perf_counter() - start) / steps
+
+
+def mixing(name: str, tokens: int, pool: int, document: int) -> dict[str, float]:
+    """How the order that comes out differs from the text's, in the steady state.
+
+    same_document: pairs of one document in a batch, of all its pairs. distance: median of tokens
+    between neighbours in a batch, in the text's order. spread: standard deviation of how many
+    batches a token comes early or late.
+    """
+
+    def numbered() -> Source:
+        for start in itertools.count(0, tokens):
+            yield {"layer": torch.arange(start, start + tokens, dtype=torch.float32)[:, None]}
+
+    run, rounds = CONTENDERS[name](numbered(), tokens, pool), 16 * pool // tokens
+    same, distances, delays = [], [], []
+    for i in range(rounds):
+        batch = next(run)["layer"].flatten().long()
+        if i < rounds // 2:  # the pool is filling, or its first tokens are still in it
+            continue
+        counts = torch.bincount(batch // document).double()
+        same.append(float((counts * (counts - 1)).sum() / (tokens * (tokens - 1))))
+        distances.append(batch.diff().abs())
+        delays.append(i - batch / tokens)
+    return {
+        "same_document": statistics.mean(same),
+        "distance": float(torch.cat(distances).median()),
+        "spread": float(torch.cat(delays).std()),
+    }
 
 
 def main() -> None:
@@ -147,32 +185,56 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--pool", type=int, default=16384)
-    parser.add_argument("--steps", type=int, default=16, help="batches of one timing")
-    parser.add_argument("--contender", help="run one, in this process")
+    parser.add_argument("--steps", type=int, default=8, help="batches of one timing")
+    parser.add_argument("--document", type=int, default=512, help="tokens a document, for mixing")
+    parser.add_argument("--contender", help="time one, in this process")
+    parser.add_argument("--mixing", help="measure the mixing of one, in this process")
     args = parser.parse_args()
-    shape = (args.layers, args.d, args.tokens, args.pool, args.steps)
     if args.contender:
+        shape = (args.layers, args.d, args.tokens, args.pool, args.steps)
         print(json.dumps(measure(args.contender, *shape)))
+        return
+    if args.mixing:
+        print(json.dumps(mixing(args.mixing, args.tokens, args.pool, args.document)))
         return
 
     from harness import machine, write
 
-    ours = {"memcpy", "trustbench"}
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    absent = {}
-    flags = [f"--{n}={getattr(args, n)}" for n in ("layers", "d", "tokens", "pool", "steps")]
+    names = ("layers", "d", "tokens", "pool", "steps", "document")
+    flags = [f"--{name}={getattr(args, name)}" for name in names]
+    absent: dict[str, str] = {}
+
+    def ask(what: str, name: str) -> Any:
+        """A contender's figures from a process of its own; None, with the reason, without it."""
+        python = sys.executable if name in OURS else args.peers_python
+        command = [python, str(Path(__file__)), what, name, *flags]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            absent[name] = run.stderr.strip().splitlines()[-1]
+            return None
+        return json.loads(run.stdout.splitlines()[-1])
+
+    seconds: dict[str, list[float]] = {name: [] for name in TIMED}
     for _ in range(args.rounds):
-        for name in CONTENDERS:
-            python = sys.executable if name in ours else args.peers_python
-            command = [python, str(Path(__file__)), "--contender", name, *flags]
-            run = subprocess.run(command, capture_output=True, text=True)
-            if run.returncode:
-                absent[name] = run.stderr.strip().splitlines()[-1]
-            else:
-                seconds[name].append(json.loads(run.stdout.splitlines()[-1]))
+        for name in TIMED:
+            if (found := ask("--contender", name)) is not None:
+                seconds[name].append(found)
+    mixed = {name: ask("--mixing", name) for name in MIXED}
     here = machine()
-    bytes_moved = 2 * args.layers * args.tokens * args.d * 2  # put and taken
     median = {name: statistics.median(times) for name, times in seconds.items() if times}
+    text = _tables(args, here, median, mixed, absent)
+    figures = {"seconds": seconds, "median": median, "mixing": mixed, "absent": absent}
+    write("cpu_buffer", {"machine": here, "shape": vars(args), **figures}, text)
+
+
+def _tables(
+    args: argparse.Namespace,
+    here: dict[str, Any],
+    median: dict[str, float],
+    mixed: dict[str, Any],
+    absent: dict[str, str],
+) -> str:
+    bytes_moved = 2 * args.layers * args.tokens * args.d * 2  # put and taken
     lines = [
         f"Put and take of {args.tokens} tokens of {args.layers} layers, d = {args.d}, bf16, a pool of"
         f" {args.pool} tokens; median of {args.rounds} processes each.",
@@ -182,7 +244,7 @@ def main() -> None:
         "| | ms a batch | GB/s put and taken | of memcpy | trustbench is |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name in CONTENDERS:
+    for name in TIMED:
         if name not in median:
             lines.append(f"| {name} | absent: {absent[name]} | | | |")
             continue
@@ -191,8 +253,24 @@ def main() -> None:
             f"| {name} | {1e3 * t:.1f} | {bytes_moved / t / 1e9:.1f} | {median['memcpy'] / t:.0%} |"
             f" {t / median['trustbench']:.2f} × |"
         )
-    figures = {"seconds": seconds, "absent": absent, "median": median}
-    write("cpu_buffer", {"machine": here, "shape": vars(args), **figures}, "\n".join(lines) + "\n")
+    lines += [
+        "",
+        f"How well the order is mixed, with the same pool and documents of {args.document} tokens (a"
+        " batch should hold few pairs of one document, and its neighbours be far apart in the text):",
+        "",
+        "| | pairs of one document in a batch | median distance of neighbours, tokens | spread of a"
+        " token's delay, batches |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, figure in mixed.items():
+        if figure is None:
+            lines.append(f"| {name} | absent: {absent[name]} | | |")
+            continue
+        lines.append(
+            f"| {name} | {figure['same_document']:.2%} | {figure['distance']:.0f} |"
+            f" {figure['spread']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

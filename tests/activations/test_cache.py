@@ -288,6 +288,23 @@ def test_every_token_comes_once_an_epoch_in_an_order_of_its_own(captured):
     assert torch.equal(again.pull().acts[name], orders[0][:300])
 
 
+def test_processes_share_an_epoch(captured):
+    name = next(iter(captured.widths))
+    found = []
+    for rank in range(2):
+        source = CacheSource(captured, [name], 300, CPU, 5, share=(rank, 2))
+        while source.epoch == 0:
+            found.append(source.pull().acts[name])
+    wanted = torch.cat([captured.read(i).acts[name] for i in range(3)])
+    assert sum(map(len, found)) == captured.tokens
+    rows = {tuple(row) for row in torch.cat(found).tolist()}
+    assert rows == {tuple(row) for row in wanted.tolist()}
+    with pytest.raises(InputError, match=r"share=\(2, 2\)"):
+        CacheSource(captured, [name], 300, CPU, 5, share=(2, 2))
+    with pytest.raises(InputError, match="at least 4 shards"):
+        CacheSource(captured, [name], 300, CPU, 5, share=(0, 4))
+
+
 def test_a_place_is_found_again(captured):
     source = CacheSource(captured, list(captured.widths), 300, CPU, seed=0)
     for _ in range(5):

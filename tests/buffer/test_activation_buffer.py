@@ -69,6 +69,18 @@ def test_mixing_is_what_the_documentation_says():
     assert pairs < 0.02 * take * (take - 1) / 2
 
 
+def test_neighbours_lie_as_far_apart_as_in_a_full_shuffle_of_the_pool():
+    """Farther: a token waits as many batches as the pool holds on average, not at most."""
+    capacity, take = 2048, 64
+    batches = run(capacity, 32768, take, take)
+    steady = torch.tensor([b for b in batches[len(batches) // 4 : len(batches) * 3 // 4]])
+    mine = steady.diff(dim=1).abs().float().median().item()
+    shuffled = torch.randperm(capacity).diff().abs().float().median().item()
+    assert mine > 1.8 * shuffled
+    # Neighbours in the text do not stay neighbours.
+    assert (steady.diff(dim=1).abs() == 1).float().mean().item() < 4 / capacity
+
+
 def test_order_depends_on_the_seed_only():
     assert run(64, 500, 10, 8) == run(64, 500, 10, 8)
     assert run(64, 500, 10, 8) != run(64, 500, 10, 8, seed=1)

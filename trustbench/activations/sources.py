@@ -126,15 +126,31 @@ class CacheSource:
     device : torch.device
         Where the rows go.
     seed : int
+    share : (rank, processes)
+        Read every n-th shard of an epoch's order: together, all ranks read all of it once.
     """
 
     model_bytes = 0
 
     def __init__(
-        self, cache: ActivationCache, names: list[str], piece: int, device: torch.device, seed: int
+        self,
+        cache: ActivationCache,
+        names: list[str],
+        piece: int,
+        device: torch.device,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        if not cache.tokens:
-            raise bad("activations", str(cache.path), "a cache that holds tokens")
+        rank, processes = share
+        if not 0 <= rank < processes:
+            raise bad("share", share, "(rank, processes) with 0 <= rank < processes")
+        if len(cache.shards) < processes:
+            raise bad(
+                "activations",
+                str(cache.path),
+                f"a cache of at least {processes} shards, one a process",
+            )
+        self.share = share
         self.cache, self.names, self.piece, self.device, self.seed = cache, names, piece, device, seed
         self.widths = {name: cache.widths[name] for name in names}
         self.epoch = self.shard = self.first = 0  # the shard: a place in the epoch's order
@@ -154,7 +170,8 @@ class CacheSource:
         return rows._replace(acts=acts)
 
     def _order(self, epoch: int) -> list[int]:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.cache.shards)).tolist()
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cache.shards))
+        return order[self.share[0] :: self.share[1]].tolist()
 
     def _read(self, place: tuple[int, int, int]) -> Rows:
         epoch, shard, first = place
@@ -162,9 +179,10 @@ class CacheSource:
 
     def _after(self, place: tuple[int, int, int], read: int) -> tuple[int, int, int]:
         epoch, shard, first = place
-        if first + read < self.cache.shards[self._order(epoch)[shard]].tokens:
+        order = self._order(epoch)
+        if first + read < self.cache.shards[order[shard]].tokens:
             return epoch, shard, first + read
-        return (epoch, shard + 1, 0) if shard + 1 < len(self.cache.shards) else (epoch + 1, 0, 0)
+        return (epoch, shard + 1, 0) if shard + 1 < len(order) else (epoch + 1, 0, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The place; the number of shards tells a cache that has grown since."""
