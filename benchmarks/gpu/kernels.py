@@ -147,7 +147,7 @@ def _cases(shape: Shape, device: torch.device, ceilings: Ceilings) -> Iterator[C
     moments = [torch.zeros_like(w) for w in weights for _ in range(2)]
     copies = (W.clone(), narrow.clone())
     figures = kernels["adam"].on_device(kernels["adam"].scalars(1, 1e-5, 0.9, 0.999, 1e-4), device)
-    options = ((0.9, 0.999), 1e-8, True, 0.0, False)
+    options = ((0.9, 0.999), 1e-8, True, False)
     optimiser = 2.0 * F * d * (24 + 2)
     parameters = [w.clone().requires_grad_() for w in weights[:2]]
     for p in parameters:

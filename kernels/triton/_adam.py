@@ -9,16 +9,19 @@ import triton.language as tl
 from trustbench import devices
 
 # The figures of a step, fp32 on the device, so that a captured graph can be replayed with new ones.
-_STEP_SIZE, _ROOT, _SCALE, _LOSS, _NUMBER = (tl.constexpr(place) for place in range(5))
+_STEP_SIZE, _ROOT, _SCALE, _LOSS, _NUMBER, _SLOPE = (tl.constexpr(place) for place in range(6))
 
 
-def scalars(step: int, lr: float, beta1: float, beta2: float, scale: float = 1.0) -> list[float]:
-    """lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step), the gradients' scale, a finite loss, step.
+def scalars(
+    step: int, lr: float, beta1: float, beta2: float, scale: float = 1.0, slope: float = 0.0
+) -> list[float]:
+    """lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step), the gradients' scale, a finite loss, step, l1.
 
-    Kernels change nothing when the fourth, the step's loss, is not finite.
+    Kernels change nothing when the fourth, the step's loss, is not finite. The last is what an
+    active pre-activation's gradient gains from the L1 penalty, before the scale.
     """
     root = 1 / math.sqrt(1 - beta2**step) if beta2 else 1.0
-    return [lr / (1 - beta1**step), root, scale, 0.0, float(step % 2**24)]
+    return [lr / (1 - beta1**step), root, scale, 0.0, float(step % 2**24), slope]
 
 
 def on_device(figures: list[float], device: torch.device) -> torch.Tensor:
@@ -37,6 +40,12 @@ def may_update(figures):
 def scale_of(figures):
     """What every gradient of the step is multiplied by."""
     return tl.load(figures + _SCALE)
+
+
+@triton.jit
+def slope_of(figures):
+    """The L1 penalty's part of an active pre-activation's gradient."""
+    return tl.load(figures + _SLOPE)
 
 
 @triton.jit

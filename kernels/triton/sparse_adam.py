@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from trustbench.kernels.triton import _adam, _feature
-from trustbench.kernels.triton._adam import may_update, moved, random_bits, scale_of, stored
+from trustbench.kernels.triton._adam import may_update, moved, random_bits, scale_of, slope_of, stored
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._feature import chunk_of, gradient_sums
 from trustbench.kernels.triton._launch import row_options, tuned_row
@@ -21,7 +21,7 @@ GROUP = 8  # features of one program: as many rows less of b_dec's partial sums
 
 @triton.jit
 def chunk_kernel(
-    values, offsets, rows, positions, x, grad, W_dec, chunk_ends, sums, totals, slope, d, F,
+    values, offsets, rows, positions, x, grad, W_dec, chunk_ends, sums, totals, figures, d, F,
     DECODER_NORM: tl.constexpr, LONG: tl.constexpr, BD: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
     """Sums of one chunk of a long feature: sums [chunk, 2, d], totals [chunk, 3]."""
@@ -30,6 +30,7 @@ def chunk_kernel(
         i, first, end = chunk_of(offsets, chunk_ends, F, chunk, LONG)
         cols = tl.arange(0, BD)
         w = tl.load(W_dec + i.to(tl.int64) * d + cols, mask=cols < d, other=0.0)
+        slope = slope_of(figures)
         weight = slope * tl.sqrt(tl.sum(w * w, axis=0)) if DECODER_NORM else slope
         d_dec, d_enc, db, mass, active = gradient_sums(
             values, rows, positions, x, grad, w, weight, first, end, cols, d, BD, U
@@ -46,7 +47,7 @@ def chunk_kernel(
 def sparse_adam_kernel(
     W_enc, W_dec, b_enc, m_enc, v_enc, m_dec, v_dec, m_b, v_b, copy_enc, copy_dec,
     values, offsets, rows, positions, x, grad, chunk_ends, sums, totals,
-    through_x, fired, squares, figures, slope, beta1, rest1, beta2, rest2, eps, d, F,
+    through_x, fired, squares, figures, beta1, rest1, beta2, rest2, eps, d, F,
     UPDATE: tl.constexpr, COPIES: tl.constexpr, UNIT_NORM: tl.constexpr, DECODER_NORM: tl.constexpr,
     GROUP: tl.constexpr, LONG: tl.constexpr, BD: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
@@ -54,6 +55,7 @@ def sparse_adam_kernel(
     cols = tl.arange(0, BD)
     inside = cols < d
     through = tl.zeros((BD,), tl.float32)
+    slope = slope_of(figures)
     for member in range(GROUP):
         i = tl.program_id(0) * GROUP + member
         if i < F:
@@ -119,15 +121,15 @@ def sparse_adam_kernel(
 
 
 def sparse_adam(
-    weights, moments, copies, values, code, x, grad, figures, betas, eps, unit_norm, slope,
+    weights, moments, copies, values, code, x, grad, figures, betas, eps, unit_norm,
     decoder_norm, *, update=True,
 ):  # fmt: skip
     """(through_x fp32 [d], fired int32 [F], squared norms fp32 [F] or None).
 
     weights (W_enc, W_dec, b_enc) fp32; moments (m, v of each in turn), fp32, or bf16 for the two
     matrices; copies (W_enc, W_dec) in bf16 or None; values fp32; code (feature_offsets, rows,
-    positions); x and grad [N, d], fp32 or bf16; figures: `_adam.scalars` on the device. `slope`
-    is l1. update=False: the norms, and nothing changes. fired: entries > 0 of every feature.
+    positions); x and grad [N, d], fp32 or bf16; figures: `_adam.scalars` on the device.
+    update=False: the norms, and nothing changes. fired: entries > 0 of every feature.
     """
     W_enc, W_dec, b_enc = weights
     offsets, rows, positions = code
@@ -140,7 +142,7 @@ def sparse_adam(
     shape = {"LONG": _feature.LONG, "BD": BD, "U": U, "num_warps": warps}
     if most:
         chunk_kernel[(most,)](
-            values, offsets, rows, positions, x, grad, W_dec, ends, sums, totals, float(slope), d, F,
+            values, offsets, rows, positions, x, grad, W_dec, ends, sums, totals, figures, d, F,
             DECODER_NORM=decoder_norm, **shape,
         )  # fmt: skip
     programs = triton.cdiv(F, GROUP)
@@ -150,7 +152,7 @@ def sparse_adam(
     sparse_adam_kernel[(programs,)](
         W_enc, W_dec, b_enc, *moments, *(copies or (None, None)),
         values, offsets, rows, positions, x, grad, ends, sums, totals,
-        through, fired, squares, figures, float(slope),
+        through, fired, squares, figures,
         betas[0], 1 - betas[0], betas[1], 1 - betas[1], eps, d, F,
         UPDATE=update, COPIES=copies is not None, UNIT_NORM=unit_norm, DECODER_NORM=decoder_norm,
         GROUP=GROUP, **shape,
@@ -163,7 +165,7 @@ scalars, on_device = _adam.scalars, _adam.on_device
 
 def _builds():
     code = {"values": "*fp32", "offsets": "*i64", "rows": "*i32", "positions": "*i32"}
-    floats = dict.fromkeys(("slope", "beta1", "rest1", "beta2", "rest2", "eps"), "fp32")
+    floats = dict.fromkeys(("beta1", "rest1", "beta2", "rest2", "eps"), "fp32")
     shapes = (
         ("bf16", "fp32", 1024),
         ("bf16", "bf16", 1024),
@@ -186,7 +188,7 @@ def _builds():
                 f"chunks, {kind}, d = {d}, U = {U}",
                 chunk_kernel,
                 code | sources | {"W_dec": "*fp32"} | sums
-                | {"slope": "fp32", "d": "i32", "F": "i32"},
+                | {"figures": "*fp32", "d": "i32", "F": "i32"},
                 {"DECODER_NORM": True} | shape,
                 warps=warps,
                 limits=limits,

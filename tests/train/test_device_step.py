@@ -108,9 +108,9 @@ def test_a_step_without_room_is_done_again(monkeypatch, case, measure):
     theirs.l0 = 1.0
     exact, run = [], DeviceTrainer._run
 
-    def watched(self, x, sparsity, **how):
+    def watched(self, x, **how):
         exact.append(bool(how.get("exact")))
-        run(self, x, sparsity, **how)
+        run(self, x, **how)
 
     monkeypatch.setattr(DeviceTrainer, "_run", watched)
     monkeypatch.setattr(device_codes, "room", lambda most: 1)
@@ -130,6 +130,24 @@ def test_a_step_without_room_is_done_again(monkeypatch, case, measure):
     assert exact[:2] == [False, True]
     for name, e in wanted.items():
         torch.testing.assert_close(state[name], e, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_what_a_graph_holds_depends_on_no_step(case):
+    """Everything that changes from step to step is on the device: a replay sees the new figures."""
+    _, one = pair(case, compute_dtype=torch.float32, dense_above=float("inf"))
+    _, other = pair(case, compute_dtype=torch.float32, dense_above=float("inf"))
+    other.load_state_dict({name: t.clone() for name, t in one.state_dict().items()})
+    one.l0 = other.l0 = 20.0
+    x = activations(17, 24)
+    one.step(x, 1e-2, sparsity=0.3)
+    # As a replay does it: the figures of the step, then what was captured without knowing them.
+    scaled = other.sae.scaled(x, other.compute_dtype)
+    other.steps += 1
+    other._set_figures(len(x), 1e-2, 0.3)
+    other._run(scaled)
+    for mine, theirs in zip(one.weights, other.weights, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_l0_is_asked_for_when_it_was_never_seen():

@@ -129,11 +129,11 @@ def sparse_adam_(
         return contribution
     if chosen == "triton":
         kernels = dispatch.triton("sparse_adam")
-        figures = kernels.scalars(step, lr, beta1, beta2, clip_scale)
+        figures = kernels.scalars(step, lr, beta1, beta2, clip_scale, l1)
         with on_device_of(x):
             contribution, _, _ = kernels.sparse_adam(
                 weights, moments, None, values, code, x, grad, kernels.on_device(figures, x.device),
-                (beta1, beta2), eps, unit_norm, l1, l1_form == "decoder_norm",
+                (beta1, beta2), eps, unit_norm, l1_form == "decoder_norm",
             )  # fmt: skip
         return contribution
     contribution = torch.empty(weights.W_enc.shape[1])
@@ -182,10 +182,12 @@ def sparse_grad_norm(
         squared = sum(float(g.double().square().sum()) for g in gradients)
         return squared, -(gradients[2] @ weights.W_enc)
     if chosen == "triton":
+        kernels = dispatch.triton("sparse_adam")
+        figures = kernels.on_device(kernels.scalars(1, 0.0, 0.0, 0.0, slope=l1), x.device)
         with on_device_of(x):
-            contribution, _, squares = dispatch.triton("sparse_adam").sparse_adam(
-                weights, (None,) * 6, None, values, code, x, grad, None,
-                (0.0, 0.0), 0.0, unit_norm, l1, l1_form == "decoder_norm", update=False,
+            contribution, _, squares = kernels.sparse_adam(
+                weights, (None,) * 6, None, values, code, x, grad, figures,
+                (0.0, 0.0), 0.0, unit_norm, l1_form == "decoder_norm", update=False,
             )  # fmt: skip
         return float(squares.double().sum()), contribution
     contribution = torch.empty(weights.W_enc.shape[1])

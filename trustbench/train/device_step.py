@@ -133,9 +133,9 @@ class DeviceTrainer(LayerTrainer):
         self._set_figures(len(x), lr, sparsity)
         exact = not self._room_known
         if self._graphs is None or exact:
-            self._run(x, sparsity, exact=exact)
+            self._run(x, exact=exact)
         else:
-            self._replay(x, sparsity)
+            self._replay(x)
         if self._takes_room and not exact:
             self._unsettled = x, lr, sparsity
             self._fits_seen.copy_(self.fits, non_blocking=True)
@@ -153,13 +153,14 @@ class DeviceTrainer(LayerTrainer):
             self._seen.synchronize()
         if not bool(self._fits_seen):
             self._set_figures(len(x), lr, sparsity)
-            self._run(x, sparsity, exact=True)
+            self._run(x, exact=True)
 
     def _set_figures(self, N: int, lr: float, sparsity: float) -> None:
         kernels, a = dispatch.triton("sparse_adam"), self.adam
-        figures = kernels.scalars(self.steps, lr, a.beta1, a.beta2, 2 / N)
         # The penalty's gradient is scaled by 2 / N with the rest.
-        figures.append(sparsity * self.sae.cfg.l1_coefficient / 2)
+        relu = self.sae.cfg.activation == "relu"
+        slope = sparsity * self.sae.cfg.l1_coefficient / 2 if relu else 0.0
+        figures = kernels.scalars(self.steps, lr, a.beta1, a.beta2, 2 / N, slope)
         self.figures.copy_(kernels.on_device(figures, self.figures.device), non_blocking=True)
 
     @property
@@ -180,7 +181,7 @@ class DeviceTrainer(LayerTrainer):
     def _room_known(self) -> bool:
         return not self.sparse_relu or math.isfinite(self.l0)
 
-    def _replay(self, x: Tensor, sparsity: float) -> None:
+    def _replay(self, x: Tensor) -> None:
         assert self._graphs is not None
         sizes = (
             self.dense,
@@ -190,22 +191,24 @@ class DeviceTrainer(LayerTrainer):
         known, graph = self._captured.get(x.shape, (None, None))
         if known != sizes:  # the first run compiles what it needs
             self._captured[x.shape] = sizes, None
-            self._run(x, sparsity)
+            self._run(x)
             return
         shared = self._graphs.input_like(x)
         shared.copy_(x)
         if graph is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._graphs.pool):
-                self._run(shared, sparsity)
+                self._run(shared)
             self._captured[x.shape] = sizes, graph
         graph.replay()
 
-    def _run(self, x: Tensor, sparsity: float, *, exact: bool = False) -> None:
+    def _run(self, x: Tensor, *, exact: bool = False) -> None:
         """Everything that a graph may hold: from scaled activations to new weights.
 
-        exact: ask the device for sizes, instead of taking room.
+        What changes from step to step is read from `figures`, on the device. exact: ask the device
+        for sizes, instead of taking room.
         """
+        self.fits.fill_(True)
         centred = (x - self.sae.b_dec).to(self.compute_dtype)
         if self.dense:
             mse, penalty, active, fired = dense_step.run(self, x, centred, self.figures[_SLOPE])
@@ -220,13 +223,12 @@ class DeviceTrainer(LayerTrainer):
         )  # fmt: skip
         mse = squared.sum() / len(x)
         penalty, auxk = torch.zeros_like(mse), torch.zeros_like(mse)
-        cfg, slope = self.sae.cfg, 0.0
+        cfg = self.sae.cfg
         if cfg.activation == "relu":
-            slope = sparsity * cfg.l1_coefficient / 2
             norms: Any = 1.0
             if cfg.l1_form == "decoder_norm":
                 norms = self.weights.W_dec.norm(dim=1)[indices.long()]
-            penalty = 2 * slope * (values * norms).sum() / len(x)
+            penalty = 2 * self.figures[_SLOPE] * (values * norms).sum() / len(x)
         sources, grads = centred, error
         flat_values, flat_indices = values, indices
         aux = device_codes.auxk(self, centred, exact) if self._auxk else None
@@ -250,7 +252,7 @@ class DeviceTrainer(LayerTrainer):
         by_feature = dispatch.triton("transpose_code").transpose_code(
             flat_indices, cfg.d_sae, token, flat_values if token is not None else None
         )
-        fired = self._apply(flat_values, by_feature, sources, grads, error, slope)
+        fired = self._apply(flat_values, by_feature, sources, grads, error)
         self._finish(len(x), mse, penalty, auxk, (values > 0).sum(), fired)
         if cfg.activation == "batchtopk":
             self._update_threshold(torch.where(self.fits, values, 0.0))
@@ -267,13 +269,12 @@ class DeviceTrainer(LayerTrainer):
         sources: Tensor,
         grads: Tensor,
         error: Tensor,
-        slope: float,
     ) -> Tensor:
         """Adam on everything; returns how often each feature was active."""
         kernels, cfg, a = dispatch.triton("sparse_adam"), self.sae.cfg, self.adam
         shared = (
             values, by_feature, sources, grads, self.figures, (a.beta1, a.beta2), a.eps,
-            cfg.unit_norm, slope, cfg.l1_form == "decoder_norm",
+            cfg.unit_norm, cfg.l1_form == "decoder_norm",
         )  # fmt: skip
         through_error = error.sum(0, dtype=torch.float32)
         if a.clip_norm:

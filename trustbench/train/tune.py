@@ -101,7 +101,7 @@ def _kernels(
         "sparse_adam", rows, one,
         lambda: kernels.sparse_adam(
             weights, moments, (W, W.clone()), values, code, x, x, figures, (0.9, 0.999), 1e-8, True,
-            0.0, False,
+            False,
         ),
     )  # fmt: skip
 
