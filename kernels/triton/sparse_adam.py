@@ -178,7 +178,7 @@ def _builds():
         # A row of 16384 is 16 numbers a thread of 1024, each of which has 64 registers, and five such
         # rows are held at once: they spill, to L1. Cutting the row in parts would read every
         # token's row again for each part instead.
-        spills = {80: 950, 90: 1050, 100: 400} if d > 8192 else {80: 6, 100: 10}
+        spills = {80: 950, 90: 1050, 100: 400} if d > 8192 else {80: 6, 100: 12}
         shape = {"LONG": _feature.LONG, "BD": BD, "U": U}
         sources = {"x": f"*{kind}", "grad": f"*{kind}"}
         sums = {"chunk_ends": "*i32", "sums": "*fp32", "totals": "*fp32"}
