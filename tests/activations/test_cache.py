@@ -114,6 +114,14 @@ def test_numpy_alone_reads_what_the_model_gives(config, fields):
         torch.testing.assert_close(found, wanted, rtol=tolerance, atol=1e-4)
 
 
+def test_a_shard_is_half_a_gigabyte_unless_told(config, monkeypatch):
+    assert len(capture_activations(config(shard_tokens=0), progress=False).shards) == 1
+    # 3 hook points of 16 numbers in bf16, an id and a position: 104 bytes a token.
+    monkeypatch.setattr(capture, "_SHARD_BYTES", 104 * 700)
+    other = config(shard_tokens=0, out=config().out + "-2")
+    assert len(capture_activations(other, progress=False).shards) == 4
+
+
 def test_the_text_may_end_first(config):
     found = capture_activations(config(tokens=10**6, shard_tokens=8000), progress=False)
     assert found.complete and 8000 < found.tokens < 10**6
@@ -241,7 +249,7 @@ def test_another_capture_is_not_written_over(captured, config, fields, message):
 
 def test_bad_settings_are_refused(config, tmp_path):
     for fields in (
-        {"model": ""}, {"tokens": 0}, {"shard_tokens": True}, {"dtype": "int8"}, {"site": "head"},
+        {"model": ""}, {"tokens": 0}, {"shard_tokens": -1}, {"dtype": "int8"}, {"site": "head"},
         {"heldout_fraction": 0.9}, {"context_length": 1}, {"context_length": 65}, {"layers": [9]},
     ):  # fmt: skip
         (name,) = fields

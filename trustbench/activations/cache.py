@@ -255,10 +255,14 @@ class CacheWriter:
         self._index, self._parts, self._held = index, [], 0
 
 
+def token_bytes(widths: Mapping[str, int], dtype: str) -> int:
+    """Bytes of one token in a cache."""
+    return sum(widths.values()) * _DTYPES[dtype].itemsize + _TOKEN_BYTES
+
+
 def check_disk(path: Path, widths: Mapping[str, int], tokens: int, dtype: str) -> str:
     """A line that says what a cache needs and what the disk has; DataError when that is less."""
-    item = _DTYPES[dtype].itemsize
-    needed = tokens * (sum(widths.values()) * item + _TOKEN_BYTES)
+    needed = tokens * token_bytes(widths, dtype)
     standing = next(p for p in (path, *path.absolute().parents) if p.exists())
     held = sum(file.stat().st_size for file in path.glob("shard_*.safetensors"))
     free = shutil.disk_usage(standing).free + held

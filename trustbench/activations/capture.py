@@ -11,13 +11,20 @@ import torch
 from tqdm import tqdm
 
 from trustbench import devices, files
-from trustbench.activations.cache import ActivationCache, CacheWriter, Rows, check_disk
+from trustbench.activations.cache import (
+    ActivationCache,
+    CacheWriter,
+    Rows,
+    check_disk,
+    token_bytes,
+)
 from trustbench.activations.sources import ModelSource
 from trustbench.capture.hook_points import Site
 from trustbench.errors import CheckpointError, DataError, NonFiniteError, bad
 
 # What may differ between a capture and its continuation.
 _MAY_CHANGE = {"out", "device"}
+_SHARD_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,8 @@ class CaptureConfig:
     dtype
         fp32, bf16 or fp16: how activations are stored.
     shard_tokens
-        Tokens a file, about: what a killed process loses at most.
+        Tokens a file, about: what a killed process loses at most, and what is held in memory
+        twice. 0: about 500 MB.
     context_length
         Tokens a row of text, at most.
     model_rows
@@ -71,7 +79,7 @@ class CaptureConfig:
     layers: str | list[int | str] = "all"
     site: Site = "resid_post"
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
-    shard_tokens: int = 65536
+    shard_tokens: int = 0
     context_length: int = 256
     model_rows: int = 16
     device: str = "auto"
@@ -87,7 +95,7 @@ class CaptureConfig:
         for name in ("model", "data", "out"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise bad(name, getattr(self, name), "a non-empty string")
-        least = {"tokens": 1, "shard_tokens": 1, "context_length": 2, "model_rows": 1}
+        least = {"tokens": 1, "shard_tokens": 0, "context_length": 2, "model_rows": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < bound:
@@ -123,7 +131,8 @@ def capture_activations(config: CaptureConfig, *, progress: bool = True) -> Acti
     source = ModelSource(config, device, dtype, repeat=False)
     print(check_disk(out, source.widths, config.tokens, config.dtype))
     aliases = {p.name: [*p.aliases, *_number(p, config.site)] for p in source.points}
-    writer = CacheWriter(out, dataclasses.asdict(config), source.widths, aliases, config.shard_tokens)
+    shard = config.shard_tokens or max(1, _SHARD_BYTES // token_bytes(source.widths, config.dtype))
+    writer = CacheWriter(out, dataclasses.asdict(config), source.widths, aliases, shard)
     if writer.position is not None:
         source.load_state_dict(writer.position)
     with tqdm(
