@@ -26,7 +26,7 @@ from trustbench.errors import CheckpointError, InputError, bad
 from trustbench.train.config import MAY_CHANGE, TrainConfig
 from trustbench.train.step import LayerTrainer
 
-FORMAT = "trustbench-checkpoint-1"
+FORMAT = "trustbench-checkpoint-2"
 _STATE = {"format", "progress", "hook_points", "source", "buffer", "checksums"}
 
 
