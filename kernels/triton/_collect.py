@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from trustbench.kernels.triton._build import Build, Limits
-from trustbench.kernels.triton._launch import Config, chosen, descriptors, tile
+from trustbench.kernels.triton._launch import Config, matmul, tile
 from trustbench.kernels.triton._matmul import operand_kinds, place, precision, product
 
 MOST = 2**31 - 2**16  # entries: places are 32-bit, and a program may count past the end
@@ -103,16 +103,11 @@ def collect(x, W, b, bound, capacity) -> Entries:
     tokens, features = (torch.empty(capacity, dtype=torch.int32, device=device) for _ in range(2))
     values = torch.empty(capacity, dtype=torch.float32, device=device)
     total = torch.zeros(1, dtype=torch.int64, device=device)
-    config = chosen("collect", CONFIGS, device, x.element_size(), N=N, d=d, F=F)
-    x_in, W_in, tma = x, W, False
-    if x.dtype == torch.bfloat16:
-        x_in, W_in, tma = descriptors(config, x, W)
-    else:
-        config = IEEE if precision(x) == "ieee" else TF32
+    config, operands, tma = matmul("collect", CONFIGS, TF32, IEEE, x, W)
     grid = triton.cdiv(N, config.tile["BM"]) * triton.cdiv(F, config.tile["BN"])
     if grid:
         collect_kernel[(grid,)](
-            x_in, W_in, b, bound, int(len(bound) > 1), tokens, features, values, total, capacity,
+            *operands, b, bound, int(len(bound) > 1), tokens, features, values, total, capacity,
             N, F, d, TMA=tma, PRECISION=precision(x),
             **config.tile, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 import triton
 
 from trustbench.kernels.triton import _tuned
+from trustbench.kernels.triton._matmul import precision
 
 
 class Shipped(Protocol):
@@ -77,6 +78,17 @@ def descriptors(config: Config, x: torch.Tensor, W: torch.Tensor) -> tuple[Any, 
         for tensor, size in ((x, t["BM"]), (W, t["BN"]))
     )
     return *made, True
+
+
+def matmul(
+    name: str, configs: Sequence[Config], tf32: Config, ieee: Config, x: torch.Tensor, W: torch.Tensor
+) -> tuple[Config, tuple[Any, Any], bool]:
+    """(configuration, (x, W), whether they are descriptors) of x W^T in bf16, TF32 or fp32."""
+    if x.dtype != torch.bfloat16:
+        return (ieee if precision(x) == "ieee" else tf32), (x, W), False
+    config = chosen(name, configs, x.device, N=len(x), d=x.shape[1], F=len(W))
+    *operands, tma = descriptors(config, x, W)
+    return config, (operands[0], operands[1]), tma
 
 
 class Row(NamedTuple):

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from trustbench.kernels.triton import _csr
 from trustbench.kernels.triton._build import Build, Limits
-from trustbench.kernels.triton._collect import MOST, Entries, collect
-from trustbench.kernels.triton._launch import Config, chosen, descriptors, tile
+from trustbench.kernels.triton._collect import MOST, collect
+from trustbench.kernels.triton._launch import Config, matmul, tile
 from trustbench.kernels.triton._matmul import operand_kinds, place, precision, product
 
 _SHARE = 16  # room for one in so many pre-activations at first; a fuller code costs a second matmul
@@ -59,26 +59,21 @@ def encode_relu(x, W, b, threshold):
 
 def padded(x, W, b, size) -> tuple[_csr.Padded, torch.Tensor]:
     """(the code above 0, whether all of it is there: bool [1]), asking the device for nothing."""
-    entries: Entries = collect(x, W, b, torch.zeros(1, device=x.device), size)
+    entries = collect(x, W, b, torch.zeros(1, device=x.device), size)
     return _csr.code(entries, len(x), len(W), size), entries.total <= size
 
 
 def dense(x, W, b):
     """(acts [N, F] in x's dtype, sums over tokens fp32 [F], how many are > 0 int32 [F])."""
     (N, d), F = x.shape, W.shape[0]
-    config = chosen("encode_relu.dense", CONFIGS, x.device, x.element_size(), N=N, d=d, F=F)
-    x_in, W_in, tma = x, W, False
-    if x.dtype == torch.bfloat16:
-        x_in, W_in, tma = descriptors(config, x, W)
-    else:
-        config = IEEE if precision(x) == "ieee" else TF32
+    config, operands, tma = matmul("encode_relu.dense", CONFIGS, TF32, IEEE, x, W)
     tiles = triton.cdiv(N, config.tile["BM"])
     acts = torch.empty(N, F, dtype=x.dtype, device=x.device)
     mass = torch.empty(tiles, F, dtype=torch.float32, device=x.device)
     fired = torch.empty(tiles, F, dtype=torch.int32, device=x.device)
     if N:
         dense_kernel[(tiles * triton.cdiv(F, config.tile["BN"]),)](
-            x_in, W_in, b, acts, mass, fired, N, F, d, TMA=tma, PRECISION=precision(x),
+            *operands, b, acts, mass, fired, N, F, d, TMA=tma, PRECISION=precision(x),
             **config.tile, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return acts, mass.sum(0), fired.sum(0, dtype=torch.int32)

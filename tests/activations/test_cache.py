@@ -235,6 +235,19 @@ def test_activations_that_are_not_finite_are_not_written(config, monkeypatch):
         capture_activations(config(), progress=False)
 
 
+def test_what_overflows_the_stored_dtype_is_not_written(config, monkeypatch):
+    pull = capture.ModelSource.pull
+
+    def large(self):
+        rows = pull(self)
+        next(iter(rows.acts.values()))[5, 0] = 1e5  # finite, above fp16's largest number
+        return rows
+
+    monkeypatch.setattr(capture.ModelSource, "pull", large)
+    with pytest.raises(NonFiniteError, match=r"gpt_neox.layers.0: NaN or Inf at token 5"):
+        capture_activations(config(dtype="fp16"), progress=False)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

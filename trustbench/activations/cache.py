@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trustbench import files
-from trustbench.errors import CheckpointError, DataError, bad
+from trustbench.errors import CheckpointError, DataError, NonFiniteError, bad
 
 FORMAT = "trustbench-activations-1"
 _FIELDS = {"format", "settings", "hook_points", "shards", "position", "complete"}
@@ -215,8 +215,18 @@ class CacheWriter:
         return sum(shard["tokens"] for shard in self._index["shards"]) + self._held
 
     def add(self, rows: Rows, position: Mapping[str, Any]) -> None:
-        """Take n tokens; `position` is where the source stands behind them."""
+        """Take n tokens; `position` is where the source stands behind them.
+
+        Raises NonFiniteError, taking nothing, for NaN or Inf in what would be stored.
+        """
         acts = {name: a.to("cpu", self.dtype) for name, a in rows.acts.items()}
+        for name, stored in acts.items():
+            finite = torch.isfinite(stored).all(1)
+            if not finite.all():
+                row = int((~finite).nonzero()[0])
+                raise NonFiniteError(
+                    f"activations of {name}: NaN or Inf at token {self.tokens + row}"
+                )
         self._parts.append(Rows(acts, rows.token_ids.cpu(), rows.positions.cpu()))
         self._held += len(rows.token_ids)
         if self._held >= self.shard_tokens:
