@@ -30,6 +30,13 @@ def resolve(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
+def dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "fp32" or "bf16"; "auto" is bf16 on a GPU, else fp32."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
 def sent(host: Tensor, device: torch.device) -> Tensor:
     """A host tensor on a device; a GPU is not waited for, and the host is not held up."""
     if device.type != "cuda":

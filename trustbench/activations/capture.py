@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import torch
 from tqdm import tqdm
 
 from trustbench import devices, files
@@ -18,6 +17,7 @@ from trustbench.activations.cache import (
     check_disk,
     token_bytes,
 )
+from trustbench.activations.config import TextConfig
 from trustbench.activations.sources import ModelSource
 from trustbench.capture.hook_points import Site
 from trustbench.errors import CheckpointError, DataError, bad
@@ -26,90 +26,41 @@ from trustbench.errors import CheckpointError, DataError, bad
 _MAY_CHANGE = {"out", "device"}
 _SHARD_BYTES = 500_000_000
 
+StoredDtype = Literal["fp32", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureConfig:
+class CaptureConfig(TextConfig):
     """What is captured, and where to.
 
     Parameters
     ----------
-    model
-        A Hugging Face causal LM: a local folder or a hub name.
-    data
-        Text: a .txt, .jsonl(.gz) or .parquet file, a directory or glob of them, or hf:NAME[:CONFIG].
+    model, data, layers, site, ..., prepend_bos
+        What is read, and by which model: see TextConfig.
     out
         The cache's directory. If it holds a part of this capture already, capturing goes on there.
     tokens
         Tokens to capture; fewer when the text ends before.
-    layers
-        "all", or layer numbers and hook point names.
-    site
-        What a layer number means: resid_post, resid_pre, mlp_in, mlp_out or attn_out.
     dtype
         fp32, bf16 or fp16: how activations are stored.
     shard_tokens
         Tokens a file, about: what a killed process loses at most, and what is held in memory
         twice. 0: about 500 MB.
-    context_length
-        Tokens a row of text, at most.
-    model_rows
-        Rows a forward of the model.
-    device
-        auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
-    model_dtype
-        fp32 or bf16: weights and arithmetic of the model. auto: bf16 on a GPU, else fp32.
-    data_field
-        Field or column that holds the text.
-    data_split
-        Split of a Hugging Face data set.
-    document_separator
-        What stands between the documents of a .txt file.
-    heldout_fraction
-        Share of the documents left out (every n-th): evaluation reads those.
-    pack_documents
-        Let several documents share a row (and see each other).
-    prepend_bos
-        Start every row with the BOS token; its activations are left out.
     """
 
-    model: str
-    data: str
     out: str
     tokens: int
-    layers: str | list[int | str] = "all"
-    site: Site = "resid_post"
-    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    dtype: StoredDtype = "bf16"
     shard_tokens: int = 0
-    context_length: int = 256
-    model_rows: int = 16
-    device: str = "auto"
-    model_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    data_field: str = "text"
-    data_split: str = "train"
-    document_separator: str = ""
-    heldout_fraction: float = 0.05
-    pack_documents: bool = False
-    prepend_bos: bool = False
 
     def __post_init__(self) -> None:
+        self.check_kinds({})
         for name in ("model", "data", "out"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+            if not getattr(self, name):
                 raise bad(name, getattr(self, name), "a non-empty string")
-        least = {"tokens": 1, "shard_tokens": 0, "context_length": 2, "model_rows": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-                raise bad(name, value, f"an integer >= {bound}")
-        choices: dict[str, Any] = {
-            "site": Site,
-            "dtype": Literal["fp32", "bf16", "fp16"],
-            "model_dtype": Literal["auto", "fp32", "bf16"],
-        }
-        for name, options in choices.items():
-            if getattr(self, name) not in get_args(options):
-                raise bad(name, getattr(self, name), f"one of {', '.join(get_args(options))}")
-        if not 0 <= self.heldout_fraction <= 0.5:
-            raise bad("heldout_fraction", self.heldout_fraction, "a number in [0, 0.5]")
+        self.check_text()
+        self.check_least({"tokens": 1, "shard_tokens": 0})
+        self.check_choices({"dtype": StoredDtype})
 
 
 def capture_activations(config: CaptureConfig, *, progress: bool = True) -> ActivationCache:
@@ -125,9 +76,7 @@ def capture_activations(config: CaptureConfig, *, progress: bool = True) -> Acti
     if (out / "index.json").exists() and (done := ActivationCache(out)).complete:
         return done
     device = devices.resolve(config.device)
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    auto = "bf16" if device.type == "cuda" else "fp32"
-    dtype = kinds[auto if config.model_dtype == "auto" else config.model_dtype]
+    dtype = devices.dtype(config.model_dtype, device)
     source = ModelSource(config, device, dtype, repeat=False)
     print(check_disk(out, source.widths, config.tokens, config.dtype))
     aliases = {p.name: [*p.aliases, *_number(p, config.site)] for p in source.points}

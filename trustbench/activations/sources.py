@@ -13,6 +13,7 @@ import torch
 
 from trustbench import devices
 from trustbench.activations.cache import ActivationCache, Rows
+from trustbench.activations.config import TextConfig
 from trustbench.capture.hook_points import resolve_hook_points
 from trustbench.capture.model import ActivationCapture, load_model
 from trustbench.data import Documents, TokenStream
@@ -43,7 +44,7 @@ class ModelSource:
 
     Parameters
     ----------
-    settings : TrainConfig or CaptureConfig
+    settings : TextConfig
         Which model and hook points, which text, and how it is read.
     device, dtype
         Where the model runs, and in what.
@@ -53,7 +54,7 @@ class ModelSource:
 
     def __init__(
         self,
-        settings: Any,
+        settings: TextConfig,
         device: torch.device,
         dtype: torch.dtype,
         *,

@@ -12,36 +12,28 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trustbench.activations import ActivationCache
+from trustbench.activations.config import CAPTURED, Dtype, TextConfig
 from trustbench.errors import InputError, bad
 from trustbench.sae.config import SAEConfig, check_fields
 
 Decay = Literal["constant", "linear", "cosine"]
 BiasInit = Literal["geometric_median", "mean", "zero"]
-Dtype = Literal["auto", "fp32", "bf16"]
 StateDtype = Literal["fp32", "bf16"]
 Sink = Literal["tensorboard", "wandb", "trackio"]
-Site = Literal["resid_post", "resid_pre", "mlp_in", "mlp_out", "attn_out"]
 
 # What may differ between a run and its continuation: where and how it runs, not what it computes
 # (another number of threads may round the model's own forward differently).
 MAY_CHANGE = frozenset({"out", "checkpoint_minutes", "checkpoint_tokens", "sinks", "threads"})
-# What a cache of activations decides.
-CAPTURED = (
-    "model", "data", "site", "context_length", "model_rows", "model_dtype", "data_field",
-    "data_split", "document_separator", "heldout_fraction", "pack_documents", "prepend_bos",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(TextConfig):
     """One training run: SAEs on all chosen layers of a model, together.
 
     Parameters
     ----------
-    model
-        A Hugging Face causal LM: a local folder or a hub name.
-    data
-        Text: a .txt, .jsonl(.gz) or .parquet file, a directory or glob of them, or hf:NAME[:CONFIG].
+    model, data, layers, site, ..., prepend_bos
+        What is read, and by which model: see TextConfig.
     out
         The run's directory. If it holds this run already, the run continues where it stopped; only
         checkpoint_minutes, checkpoint_tokens, sinks and threads may differ then. It may be moved.
@@ -52,31 +44,6 @@ class TrainConfig:
     activations
         A directory that trustbench capture wrote: train on it, without a model, as many epochs as
         `tokens` asks for. model, data and how text is read are then those of the capture.
-    layers
-        "all", or layer numbers and hook point names (model.layers.3, layers.3,
-        blocks.3.hook_resid_post).
-    site
-        What a layer number means: resid_post, resid_pre, mlp_in, mlp_out or attn_out.
-    context_length
-        Tokens a row of text, at most; no more than the model has positions for.
-    model_rows
-        Rows a forward of the model.
-    device
-        auto (the first GPU, else the CPU), cpu, cuda or cuda:N: where everything runs.
-    model_dtype
-        fp32 or bf16: weights and arithmetic of the model. auto: bf16 on a GPU, else fp32.
-    data_field
-        Field or column that holds the text.
-    data_split
-        Split of a Hugging Face data set.
-    document_separator
-        What stands between the documents of a .txt file.
-    heldout_fraction
-        Share of the documents never trained on (every n-th): evaluation reads those.
-    pack_documents
-        Let several documents share a row (and see each other).
-    prepend_bos
-        Start every row with the BOS token; its activations are left out.
     batch_size
         Tokens a training step.
     buffer_tokens
@@ -128,24 +95,10 @@ class TrainConfig:
         Of the buffer's order (the SAEs have their own).
     """
 
-    model: str = ""
-    data: str = ""
     out: str
     tokens: int
     sae: SAEConfig
     activations: str = ""
-    layers: str | list[int | str] = "all"
-    site: Site = "resid_post"
-    context_length: int = 256
-    model_rows: int = 16
-    device: str = "auto"
-    model_dtype: Dtype = "auto"
-    data_field: str = "text"
-    data_split: str = "train"
-    document_separator: str = ""
-    heldout_fraction: float = 0.05
-    pack_documents: bool = False
-    prepend_bos: bool = False
     batch_size: int = 2048
     buffer_tokens: int = 0
     buffer_dtype: Dtype = "auto"
@@ -171,18 +124,23 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._check_types()
+        self.check_kinds(
+            {
+                "list[int]": (list, "a list of token counts"),
+                "list[Sink]": (list, "a list of names"),
+                "SAEConfig": (SAEConfig, "an SAEConfig"),
+            }
+        )
         for name in ("out",) if self.activations else ("model", "data", "out"):
             if not getattr(self, name):
                 raise bad(name, getattr(self, name), "a non-empty string (or activations)")
-        least = {
-            "tokens": 1, "context_length": 2, "model_rows": 1, "batch_size": 1, "buffer_tokens": 0,
-            "dead_after_tokens": 1, "log_every": 1, "checkpoint_tokens": 0, "threads": 0, "seed": 0,
-        }  # fmt: skip
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-                raise bad(name, value, f"an integer >= {bound}")
+        self.check_text()
+        self.check_least(
+            {
+                "tokens": 1, "batch_size": 1, "buffer_tokens": 0, "dead_after_tokens": 1,
+                "log_every": 1, "checkpoint_tokens": 0, "threads": 0, "seed": 0,
+            }
+        )  # fmt: skip
         for name in ("lr", "clip_norm", "checkpoint_minutes"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise bad(name, getattr(self, name), "a finite number >= 0")
@@ -195,15 +153,12 @@ class TrainConfig:
         for name in ("warmup_fraction", "decay_fraction", "l1_warmup_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise bad(name, getattr(self, name), "a number in [0, 1]")
-        if not 0 <= self.heldout_fraction <= 0.5:
-            raise bad("heldout_fraction", self.heldout_fraction, "a number in [0, 0.5]")
-        choices = {
-            "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype, "site": Site,
-            "model_dtype": Dtype, "buffer_dtype": Dtype, "state_dtype": StateDtype,
-        }  # fmt: skip
-        for name, options in choices.items():
-            if getattr(self, name) not in get_args(options):
-                raise bad(name, getattr(self, name), f"one of {', '.join(get_args(options))}")
+        self.check_choices(
+            {
+                "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype, "buffer_dtype": Dtype,
+                "state_dtype": StateDtype,
+            }
+        )  # fmt: skip
         for sink in self.sinks:
             if sink not in get_args(Sink):
                 raise bad("sinks", sink, f"some of {', '.join(get_args(Sink))}")
@@ -215,25 +170,6 @@ class TrainConfig:
                 self.buffer_tokens,
                 f"0 or at least batch_size + model_rows * context_length = {self.smallest_buffer}",
             )
-
-    def _check_types(self) -> None:
-        """A file or a dict can hold anything; integers and choices are checked with their ranges."""
-        kinds: dict[str, tuple[Any, str]] = {
-            "str": (str, "a string"),
-            "bool": (bool, "true or false"),
-            "float": ((int, float), "a number"),
-            "list[int]": (list, "a list of token counts"),
-            "list[Sink]": (list, "a list of names"),
-            "SAEConfig": (SAEConfig, "an SAEConfig"),
-        }
-        for name, annotation in ((f.name, str(f.type)) for f in dataclasses.fields(self)):
-            value = getattr(self, name)
-            kind, expected = kinds.get(annotation, (object, ""))
-            if not isinstance(value, kind) or (annotation == "float" and isinstance(value, bool)):
-                raise bad(name, value, expected)
-        listed = self.layers if isinstance(self.layers, list) else [self.layers]
-        if any(type(entry) not in (int, str) for entry in listed) or type(self.layers) is int:
-            raise bad("layers", self.layers, "'all', or a list of layer numbers and names")
 
     @property
     def smallest_buffer(self) -> int:

@@ -28,7 +28,6 @@ from trustbench.train.metrics import JsonLines, import_libraries, open_sinks
 from trustbench.train.step import AdamOptions, LayerTrainer
 from trustbench.train.streams import Streams
 
-_TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _INIT_TOKENS = 8192  # activations that an SAE's start is fitted to
 
 
@@ -91,7 +90,7 @@ class _Run:
         self.buffer = ActivationBuffer(
             widths,
             config.buffer_capacity,
-            dtype=self._dtype(config.buffer_dtype),
+            dtype=devices.dtype(config.buffer_dtype, self.device),
             seed=config.seed,
             device=self.device,
         )
@@ -107,12 +106,7 @@ class _Run:
             names = cache.select(config.layers)
             most = config.model_rows * config.context_length
             return CacheSource(cache, names, most, self.device, config.seed)
-        return ModelSource(config, self.device, self._dtype(config.model_dtype))
-
-    def _dtype(self, name: str) -> torch.dtype:
-        if name == "auto":
-            name = "bf16" if self.device.type == "cuda" else "fp32"
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        return ModelSource(config, self.device, devices.dtype(config.model_dtype, self.device))
 
     def _trainer(self, name: str, width: int) -> LayerTrainer:
         config, sae_config = self.config, self.config.sae
@@ -126,8 +120,8 @@ class _Run:
             return DeviceTrainer(
                 sae,
                 adam,
-                moment_dtype=_TORCH[config.state_dtype],
-                compute_dtype=_TORCH["fp32" if config.matmul_dtype == "fp32" else "bf16"],
+                moment_dtype=devices.dtype(config.state_dtype, self.device),
+                compute_dtype=torch.float32 if config.matmul_dtype == "fp32" else torch.bfloat16,
                 graphs=self.graphs,
                 **options,
             )
