@@ -11,8 +11,9 @@
 #include <limits>
 #include <stdexcept>
 
+#include "bind_pool.h"
+#include "host_backend.h"
 #include "isa.h"
-#include "slots.h"
 
 namespace py = pybind11;
 
@@ -172,27 +173,8 @@ double sparse_grad_norm(std::array<Address, 2> weights, Address values, Address 
     return active_kernels().sparse_grad_norm(s, unit_norm, at<float>(db_dec));
 }
 
-RowKind row_kind(int code) {
-    if (code < 0 || code > 2) throw std::invalid_argument("row kind: expected 0 (f32), 1 (bf16) or 2 (f16)");
-    return static_cast<RowKind>(code);
-}
-
-// (rows that hold Inf or NaN, the first of them or -1). The slots are free until `commit`.
-std::pair<std::int64_t, std::int64_t> put_rows(const Slots& slots, Address from, int from_kind, Address pool,
-                                               int pool_kind, std::int64_t n, std::int64_t d, int threads) {
-    const PutRows p{at<const void>(from), row_kind(from_kind), at<void>(pool), row_kind(pool_kind), slots.offer(n),
-                    n, d, at_least_one(threads)};
-    if (from_kind != pool_kind && (from_kind == 2 || pool_kind == 2))
-        throw std::invalid_argument("put_rows: float16 is not converted here");
-    const py::gil_scoped_release unlocked;
-    const BadRows bad = active_kernels().put_rows(p);
-    return {bad.count, bad.first};
-}
-
-void take_rows(Address pool, Address slots, std::int64_t n, std::int64_t bytes, Address out, int threads) {
-    const py::gil_scoped_release unlocked;
-    active_kernels().take_rows(at<const void>(pool), at<const std::int64_t>(slots), n, bytes, at<void>(out),
-                               at_least_one(threads));
+std::unique_ptr<Backend> make_backend(std::vector<HookRows> hooks, int, std::size_t) {
+    return host_backend(std::move(hooks), active_kernels);
 }
 
 py::array_t<std::int64_t> copied(const std::int64_t* data, std::int64_t n) {
@@ -211,8 +193,6 @@ void bind_slots(py::module_& m) {
         .def("occupied",
              [](const Slots& s, std::int64_t n) { return copied(s.occupied(), std::min(std::max<std::int64_t>(n, 0), s.size())); })
         .def("restore", &Slots::restore, py::arg("size"), py::arg("random"));
-    m.def("put_rows", &put_rows);
-    m.def("take_rows", &take_rows);
 }
 
 }  // namespace
@@ -234,4 +214,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("sparse_adam", &tb::sparse_adam);
     m.def("sparse_grad_norm", &tb::sparse_grad_norm);
     tb::bind_slots(m);
+    tb::bind_pool(m, tb::make_backend);
 }

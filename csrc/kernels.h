@@ -76,10 +76,22 @@ struct SparseStep {
     int threads;
 };
 
-// How rows of activations are stored.
-enum class RowKind : int { f32 = 0, bf16 = 1, f16 = 2 };
+// How rows of activations are stored. mx8 is MXFP8 (OCP Microscaling Formats 1.0, 2023): E4M3 numbers
+// with one power of two (E8M0) for every 32 of them; here a block's largest magnitude is never cut off.
+enum class RowKind : int { f32 = 0, bf16 = 1, f16 = 2, mx8 = 3 };
 
-// n rows of d numbers into slots of a pool. The kinds are equal, or one is f32 and the other bf16.
+constexpr std::int64_t kMxBlock = 32;
+
+// Bytes of a stored row. mx8: d numbers, the scales of their blocks, zeros up to a multiple of 16.
+constexpr std::int64_t row_bytes(RowKind kind, std::int64_t d) {
+    if (kind == RowKind::mx8) return (d + (d + kMxBlock - 1) / kMxBlock + 15) / 16 * 16;
+    return d * (kind == RowKind::f32 ? 4 : 2);
+}
+
+// Rows are handed out as they are stored; mx8 as bf16, which holds all its numbers exactly.
+constexpr RowKind out_kind(RowKind kind) { return kind == RowKind::mx8 ? RowKind::bf16 : kind; }
+
+// n rows of d numbers into slots of a pool. Kinds are equal, or from f32 or bf16 to f32, bf16 or mx8.
 struct PutRows {
     const void* from;
     RowKind from_kind;
@@ -87,6 +99,16 @@ struct PutRows {
     RowKind pool_kind;
     const std::int64_t* slots;  // [n]
     std::int64_t n, d;
+    int threads;
+};
+
+// out[i] = pool[slots[i]], as rows are handed out.
+struct TakeRows {
+    const void* pool;
+    RowKind pool_kind;
+    const std::int64_t* slots;  // [n]
+    std::int64_t n, d;
+    void* out;
     int threads;
 };
 
@@ -113,9 +135,12 @@ struct Kernels {
     void (*sparse_adam)(const SparseStep&, const Adam&, float* db_dec);
     double (*sparse_grad_norm)(const SparseStep&, bool unit_norm, float* db_dec);
     BadRows (*put_rows)(const PutRows&);
-    // out[i] = pool[slots[i]], rows of `bytes`.
-    void (*take_rows)(const void* pool, const std::int64_t* slots, std::int64_t n, std::int64_t bytes,
-                      void* out, int threads);
+    void (*take_rows)(const TakeRows&);
+    // Rows of `bytes`, as they are: out[i] = pool[slots[i]] and pool[slots[i]] = from[i].
+    void (*gather_rows)(const void* pool, const std::int64_t* slots, std::int64_t n, std::int64_t bytes,
+                        void* out, int threads);
+    void (*scatter_rows)(const void* from, const std::int64_t* slots, std::int64_t n, std::int64_t bytes,
+                         void* pool, int threads);
 };
 
 }  // namespace tb

@@ -18,8 +18,11 @@ void adam(const Moments&, const float* grad, std::int64_t rows, std::int64_t d, 
 void sparse_adam(const SparseStep&, const Adam&, float* db_dec);
 double sparse_grad_norm(const SparseStep&, bool unit_norm, float* db_dec);
 BadRows put_rows(const PutRows&);
-void take_rows(const void* pool, const std::int64_t* slots, std::int64_t n, std::int64_t bytes, void* out,
-               int threads);
+void take_rows(const TakeRows&);
+void gather_rows(const void* pool, const std::int64_t* slots, std::int64_t n, std::int64_t bytes, void* out,
+                 int threads);
+void scatter_rows(const void* from, const std::int64_t* slots, std::int64_t n, std::int64_t bytes, void* pool,
+                  int threads);
 
 }  // namespace TB_ISA
 }  // namespace tb

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trustbench import ops, train
-    from trustbench.buffer import ActivationBuffer
+    from trustbench.buffer import ActivationBuffer, Spill
     from trustbench.sae import SAE, SAEConfig
     from trustbench.train import TrainConfig
 
@@ -20,10 +20,20 @@ _HOMES = {
     "ActivationBuffer": "trustbench.buffer",
     "SAE": "trustbench.sae",
     "SAEConfig": "trustbench.sae",
+    "Spill": "trustbench.buffer",
     "TrainConfig": "trustbench.train",
 }
 _MODULES = ("ops", "train")  # trustbench.train is a module that can be called
-__all__ = ["SAE", "ActivationBuffer", "SAEConfig", "TrainConfig", "__version__", "ops", "train"]
+__all__ = [
+    "SAE",
+    "ActivationBuffer",
+    "SAEConfig",
+    "Spill",
+    "TrainConfig",
+    "__version__",
+    "ops",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,10 +31,13 @@ def resolve(name: str) -> torch.device:
 
 
 def dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "fp32" or "bf16"; "auto" is bf16 on a GPU, else fp32."""
+    """ "fp32", "bf16", "fp16" or "fp8"; "auto" is bf16 on a GPU, else fp32."""
     if name == "auto":
         name = "bf16" if device.type == "cuda" else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    return {
+        "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+        "fp8": torch.float8_e4m3fn,
+    }[name]  # fmt: skip
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:

@@ -38,49 +38,6 @@ def test_every_token_exactly_once(capacity, total, put, take):
     assert sorted(t for batch in batches for t in batch) == list(range(total))
 
 
-def test_mixing_is_what_the_documentation_says():
-    """A token waits C / n batches on average, geometrically; documents are spread accordingly."""
-    capacity, take, document = 4096, 64, 128
-    batches = run(capacity, 65536, take, take)
-    steady = batches[len(batches) // 4 : len(batches) * 3 // 4]
-    # Batch number i goes out after capacity + i * take tokens came in.
-    waits = torch.tensor(
-        [
-            i - (token - capacity) / take
-            for i, batch in enumerate(batches)
-            for token in batch
-            if batch in steady
-        ]
-    )
-    expected = capacity / take
-    assert waits.mean().item() == pytest.approx(expected, rel=0.05)
-    assert waits.std().item() == pytest.approx(expected, rel=0.10)  # geometric: std = mean
-    # Pairs of one document within a batch, against a full shuffle of a pool of `capacity`.
-    pairs = sum(
-        sum(c * (c - 1) / 2 for c in torch.bincount(torch.tensor(b) // document).tolist())
-        for b in steady
-    ) / len(steady)
-    # For geometric waits, two tokens of one document meet with probability about n / (2 C).
-    meet = take / (2 * capacity)
-    in_document = document * (document - 1) / 2
-    documents_per_batch_of_input = take / document
-    assert pairs == pytest.approx(meet * in_document * documents_per_batch_of_input, rel=0.25)
-    # Without mixing, every pair of the batch would be of one document.
-    assert pairs < 0.02 * take * (take - 1) / 2
-
-
-def test_neighbours_lie_as_far_apart_as_in_a_full_shuffle_of_the_pool():
-    """Farther: a token waits as many batches as the pool holds on average, not at most."""
-    capacity, take = 2048, 64
-    batches = run(capacity, 32768, take, take)
-    steady = torch.tensor([b for b in batches[len(batches) // 4 : len(batches) * 3 // 4]])
-    mine = steady.diff(dim=1).abs().float().median().item()
-    shuffled = torch.randperm(capacity).diff().abs().float().median().item()
-    assert mine > 1.8 * shuffled
-    # Neighbours in the text do not stay neighbours.
-    assert (steady.diff(dim=1).abs() == 1).float().mean().item() < 4 / capacity
-
-
 def test_order_depends_on_the_seed_only():
     assert run(64, 500, 10, 8) == run(64, 500, 10, 8)
     assert run(64, 500, 10, 8) != run(64, 500, 10, 8, seed=1)

@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import pytest
 import torch
 
 from trustbench.buffer import ActivationBuffer
+from trustbench.errors import InputError
 
 MEASURE = """
 from pathlib import Path
@@ -79,10 +82,59 @@ def test_a_forked_process_has_a_buffer_of_its_own():
 
 
 def test_any_order_of_dying_is_fine():
-    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)):
         buffer = filled()
-        things: list = [buffer, buffer.take(10), buffer._slots]
+        things: list = [buffer, buffer.take(10), buffer.views(), buffer.state_dict()]
         del buffer
         for i in order:
             things[i] = None
             gc.collect()
+
+
+def test_views_share_the_pools_memory_and_outlive_the_buffer():
+    buffer = filled()
+    view, array = buffer.views()["a"], np.from_dlpack(buffer.views()["a"])
+    assert view.data_ptr() == array.ctypes.data
+    assert sorted(view[:, 0].tolist()) == list(range(256))
+    buffer.take(1)
+    buffer.put({"a": torch.full((1, 64), -1.0)})
+    assert (view == -1).all(1).sum() == (array == -1).all(1).sum() == 1  # no copies
+    buffer.close()
+    wanted = array.copy()
+    del buffer, view
+    gc.collect()
+    filled()
+    assert np.array_equal(array, wanted)
+
+
+def test_batches_are_read_through_dlpack_without_a_copy_and_outlive_everything():
+    buffer = filled()
+    batch = buffer.take(100)["a"]
+    array = np.from_dlpack(batch)
+    assert array.ctypes.data == batch.data_ptr()
+    wanted = array.copy()
+    buffer.close()
+    del batch, buffer
+    gc.collect()
+    filled()
+    assert np.array_equal(array, wanted)
+
+
+def test_arrays_of_other_libraries_are_put_as_they_are():
+    rows = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    buffer = ActivationBuffer({"a": 3, "b": 3}, 20, dtype=torch.bfloat16)
+    buffer.put({"a": rows, "b": torch.from_numpy(rows)})
+    batch = buffer.peek(20)
+    assert torch.equal(batch["a"], torch.from_numpy(rows).bfloat16())
+    assert torch.equal(batch["a"], batch["b"])
+    with pytest.raises(InputError, match=r"acts\['a'\]='list': expected a tensor, or an array"):
+        buffer.put({"a": [[1.0]], "b": rows})
+
+
+def test_a_closed_buffer_says_so():
+    buffer = filled()
+    buffer.close()
+    buffer.close()
+    for call in (lambda: buffer.take(1), lambda: len(buffer), buffer.state_dict):
+        with pytest.raises(InputError, match="buffer: it is closed"):
+            call()

@@ -20,7 +20,8 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_the_core_holds_under(sanitizer, tmp_path):
     program = tmp_path / "stress"
-    sources = ["csrc/slots.cpp", "csrc/rows_cpu.cpp", "csrc/parallel.cpp"]
+    names = ("pool", "tiers", "spill_file", "slots", "host_backend", "rows_cpu", "parallel")
+    sources = [f"csrc/{name}.cpp" for name in names]
     build = subprocess.run(
         [
             COMPILER, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-psabi",
@@ -30,5 +31,6 @@ def test_the_core_holds_under(sanitizer, tmp_path):
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert build.returncode == 0, build.stderr
-    run = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    (tmp_path / "spill").mkdir()
+    run = subprocess.run([program, tmp_path / "spill"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and run.stdout == "held\n", run.stderr

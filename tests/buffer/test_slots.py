@@ -1,4 +1,4 @@
-"""The C++ core of the buffer: which slots, and rows into and out of them, on every processor."""
+"""Which slots of the buffer's pool hold what, and which tokens go out next."""
 
 from __future__ import annotations
 
@@ -6,21 +6,8 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from trustbench import _C
-from trustbench.buffer.activation_buffer import _KINDS
-
-
-@pytest.fixture(params=_C.isa_names())
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
-
-
-# ------------------------------------------------------------------ slots
 
 
 def test_any_sequence_of_puts_and_takes_keeps_every_token_once():
@@ -129,66 +116,3 @@ def test_bad_arguments_are_refused():
         slots.restore(5, slots.random)
     with pytest.raises(ValueError, match="not all 0"):
         slots.restore(1, [0, 0, 0, 0])
-    with pytest.raises(ValueError, match="row kind"):
-        _C.put_rows(slots, 0, 3, 0, 0, 0, 1, 1)
-    with pytest.raises(ValueError, match="float16"):
-        _C.put_rows(slots, 0, 2, 0, 1, 0, 1, 1)
-
-
-# ------------------------------------------------------------------ rows
-
-
-PAIRS = [
-    (torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16),
-    (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32),
-]  # fmt: skip
-
-
-def put(rows, pool, slots, threads=1):
-    return _C.put_rows(
-        slots, rows.data_ptr(), _KINDS[rows.dtype], pool.data_ptr(), _KINDS[pool.dtype], *rows.shape,
-        threads,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (70, 64), (33, 37), (5, 130), (0, 8)])
-@pytest.mark.parametrize("offset", [0, 3])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_rows_in_and_out_are_the_rows(isa, pair, n, d, offset, threads):
-    source, stored = pair
-    rows = torch.randn(n, d).to(source)
-    # A pool that does not start where a vector may be written.
-    pool = torch.zeros(100 * d + offset, dtype=stored)[offset:].view(100, d)
-    slots = _C.Slots(100, 1)
-    slots.commit(90)
-    slots.take(80)
-    places = torch.from_numpy(slots.offer(n))
-    assert put(rows, pool, slots, threads) == (0, -1)
-    wanted = torch.zeros_like(pool).index_copy_(0, places, rows.to(stored))
-    assert torch.equal(pool, wanted)
-    out = torch.zeros(n * d + offset, dtype=stored)[offset:].view(n, d)
-    order = places.numpy()
-    _C.take_rows(
-        pool.data_ptr(), order.ctypes.data, n, d * pool.element_size(), out.data_ptr(), threads
-    )
-    assert torch.equal(out, rows.to(stored))
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -float("nan")])
-@pytest.mark.parametrize("column", [0, 63, 64, 68])
-def test_rows_that_are_not_finite_are_counted(isa, pair, value, column):
-    source, stored = pair
-    rows = torch.randn(80, 69).to(source)
-    rows[[77, 41], column] = value
-    assert put(rows, torch.zeros(80, 69, dtype=stored), _C.Slots(80, 0), 2) == (2, 41)
-
-
-def test_what_only_overflows_when_it_is_narrowed_is_counted(isa):
-    for width in (1, 33):
-        rows = torch.zeros(4, width)
-        rows[2, -1] = 3.4e38  # finite in fp32, above bf16's largest number
-        assert put(rows, torch.zeros(4, width, dtype=torch.bfloat16), _C.Slots(4, 0)) == (1, 2)
-        largest = torch.full((4, width), torch.finfo(torch.bfloat16).max)
-        assert put(largest, torch.zeros(4, width, dtype=torch.bfloat16), _C.Slots(4, 0)) == (0, -1)

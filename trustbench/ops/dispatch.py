@@ -23,6 +23,8 @@ from trustbench.errors import bad
 Choice = Literal["auto", "reference", "cpp", "triton"]
 _choice: ContextVar[Choice] = ContextVar("trustbench_ops", default="auto")
 _TRITON_HINT = "`pip install triton` (torch's CUDA builds bring it)"
+_SLOW = "{} runs its slow PyTorch reference"
+_NVCC_HINT = "reinstall trustbench where nvcc is found"
 _BUILD_HINT = "build it with `pip install -e .` in a checkout, or reinstall trustbench"
 
 
@@ -65,6 +67,15 @@ def native() -> ModuleType:
     return module
 
 
+def cuda_native() -> ModuleType | None:
+    """trustbench._cuda; None, after one warning by name, where it was not built."""
+    module = _load("_cuda")
+    if module is None:
+        instead = "ActivationBuffer moves rows by torch's own indexing"
+        _warn_missing("trustbench._cuda is not built", instead, _NVCC_HINT)
+    return module
+
+
 def triton(op: str) -> ModuleType:
     """The Triton kernels of an op, or an ImportError that says how to get them."""
     module = _load(f"kernels.triton.{op}")
@@ -74,10 +85,8 @@ def triton(op: str) -> ModuleType:
 
 
 @cache
-def _warn_missing(op: str, what: str, hint: str) -> None:
-    warnings.warn(
-        f"{what}: {op} runs its slow PyTorch reference; {hint}", RuntimeWarning, stacklevel=3
-    )
+def _warn_missing(what: str, instead: str, hint: str) -> None:
+    warnings.warn(f"{what}: {instead}; {hint}", RuntimeWarning, stacklevel=3)
 
 
 def implementation(op: str, tensor: Tensor) -> Literal["reference", "cpp", "triton"]:
@@ -95,12 +104,12 @@ def implementation(op: str, tensor: Tensor) -> Literal["reference", "cpp", "trit
         return "reference"
     if choice == "triton" or (choice == "auto" and device == "cuda"):
         if choice == "auto" and _load(f"kernels.triton.{op}") is None:
-            _warn_missing(op, "Triton is not installed", _TRITON_HINT)
+            _warn_missing("Triton is not installed", _SLOW.format(op), _TRITON_HINT)
             return "reference"
         triton(op)
         return "triton"
     if choice == "auto" and _load("_C") is None:
-        _warn_missing(op, "trustbench._C is not built", _BUILD_HINT)
+        _warn_missing("trustbench._C is not built", _SLOW.format(op), _BUILD_HINT)
         return "reference"
     native()
     return "cpp"

@@ -1,11 +1,14 @@
-// trustbench._cuda: the CUDA C++ module. It holds the device query that `trustbench info` prints; the
-// streaming buffers are built on top of it.
+// trustbench._cuda: the Python edge of the CUDA C++ module. It has the streaming buffer on a GPU, and the
+// device query that `trustbench info` prints.
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
+
+#include "bind_pool.h"
+#include "cuda_backend.h"
 
 namespace py = pybind11;
 
@@ -37,5 +40,6 @@ std::vector<py::dict> devices() {
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "CUDA C++ kernels of trustbench.";
     m.attr("cuda_version") = CUDART_VERSION;
+    tb::bind_pool(m, tb::cuda_backend);
     m.def("devices", &devices, "Name, compute capability, memory (bytes) and multiprocessors of every GPU.");
 }
