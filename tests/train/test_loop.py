@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,24 +14,12 @@ import pytest
 import torch
 
 import trustbench as tb
+from tests.faults import files_end_at, flip_a_bit
+from tests.train.runs import metric_lines, start, wait_for_tokens, weights
 from trustbench.capture import ActivationCapture
 from trustbench.errors import CheckpointError, DataError, InputError, NonFiniteError
 from trustbench.sae import load_saes
 from trustbench.train import loop
-
-
-@pytest.fixture
-def config(tiny_model_dir, tiny_text, tmp_path):
-    def make(**fields):
-        base = {
-            "model": str(tiny_model_dir), "data": str(tiny_text), "out": str(tmp_path / "run"),
-            "tokens": 12_000, "sae": {"d_sae": 64, "k": 4, "normalize": "expected_norm"},
-            "context_length": 32, "model_rows": 8, "batch_size": 256, "lr": 3e-3,
-            "heldout_fraction": 0.2, "dead_after_tokens": 2000, "log_every": 5, "threads": 1,
-        }  # fmt: skip
-        return tb.TrainConfig.from_dict(base | fields)
-
-    return make
 
 
 @pytest.mark.parametrize("fields", [{}, {"matmul_dtype": "fp32"}], ids=["bf16", "fp32"])
@@ -62,16 +47,6 @@ def test_a_run_on_triton_kernels_learns_as_much_and_resumes(config, tmp_path, fi
     # The interpreter cuts bf16 copies off where torch, after a resume, rounds them.
     slack = {"rtol": 0, "atol": 0} if fields else {"rtol": 0.05, "atol": 0.02}
     torch.testing.assert_close(again, kept, **slack, equal_nan=True)
-
-
-def weights(directory):
-    saes = load_saes(directory)
-    return {f"{n}.{k}": v for n, sae in saes.items() for k, v in sae.state_dict().items()}
-
-
-def metric_lines(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
 
 
 def test_a_run_leaves_everything_it_promises(config, tmp_path):
@@ -103,30 +78,6 @@ def test_other_activations_train(config, activation):
     assert list(result.saes) == ["gpt_neox.layers.1.mlp"]
     lines = metric_lines(result.out)
     assert lines[-1]["fvu"] < lines[0]["fvu"]
-
-
-RUNNER = """
-import json, sys, torch
-torch.set_num_threads(1)
-import trustbench as tb
-tb.train(tb.TrainConfig.from_dict(json.loads(sys.argv[1])), progress=False)
-"""
-
-
-def start(config):
-    return subprocess.Popen(
-        [sys.executable, "-c", RUNNER, json.dumps(config.to_dict())], stderr=subprocess.PIPE
-    )
-
-
-def wait_for_tokens(run, tokens, process):
-    """Until metrics.jsonl shows that many tokens (or the process is done)."""
-    while process.poll() is None:
-        if (run / "metrics.jsonl").exists():
-            lines = (run / "metrics.jsonl").read_text().splitlines()
-            if len(lines) > 1 and json.loads(lines[-2])["tokens"] >= tokens:
-                return
-        time.sleep(0.01)
 
 
 def test_killed_three_times_ends_with_identical_weights(config, tmp_path):
@@ -186,24 +137,6 @@ def edit(path, change):
     path.write_text(json.dumps(state))
 
 
-def flip_a_bit(path):
-    """In the last tensor: still a valid safetensors file."""
-    data = bytearray(path.read_bytes())
-    data[-10] ^= 64
-    path.write_bytes(data)
-
-
-@contextlib.contextmanager
-def files_end_at(size):
-    """A disk with that much room for any one file: writes past it fail in the system itself."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.fixture
 def stopped_run(config, tmp_path, monkeypatch):
     """A run with a checkpoint, stopped half way; its config and directory."""
@@ -226,12 +159,12 @@ def stopped_run(config, tmp_path, monkeypatch):
     [
         ("layer_1.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-50]), "layer_1.*truncated"),
         ("layer_0.safetensors", lambda p: p.unlink(), "layer_0.*no such file"),
-        ("buffer.safetensors", lambda p: p.write_bytes(b"x" * 100), "buffer.*truncated or corrupt"),
+        ("buffer_1.safetensors", lambda p: p.write_bytes(b"x" * 100), "buffer.*truncated or corrupt"),
         ("state.json", lambda p: p.write_text("{"), r"state\.json: not readable as JSON"),
         ("state.json", lambda p: p.write_text("{}"), r"state\.json: expected format"),
         ("state.json", lambda p: edit(p, lambda s: s.pop("source")), r"state\.json: expected format"),
         ("layer_2.safetensors", lambda p: flip_a_bit(p), r"layer_2\.safetensors: corrupt"),
-        ("buffer.safetensors", lambda p: flip_a_bit(p), r"buffer\.safetensors: corrupt"),
+        ("buffer_1.safetensors", lambda p: flip_a_bit(p), r"buffer_1\.safetensors: corrupt"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(stopped_run, name, damage, message):

@@ -1,10 +1,11 @@
 """Checkpoints: a directory that holds everything the next step depends on.
 
     out/checkpoint/state.json             step, tokens, data position, buffer counters, RNG, checksums
-    out/checkpoint/buffer.safetensors     the buffered activations
+    out/checkpoint/buffer_<i>.safetensors the buffered activations of one hook point
     out/checkpoint/layer_<i>.safetensors  one SAE with its optimiser state
 
-It is written beside its place and renamed, so a kill at any moment leaves a whole one.
+It is written beside its place and renamed, so a kill at any moment leaves a whole one. Activations
+that the buffer has spilled to disk stay in its files, which state.json names with their checksums.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from torch import Tensor
 from trustbench import files
 from trustbench.activations import Source
 from trustbench.buffer import ActivationBuffer
-from trustbench.errors import CheckpointError, InputError, bad
+from trustbench.errors import CheckpointError, DataError, InputError, bad
 from trustbench.train.config import MAY_CHANGE, TrainConfig
 from trustbench.train.step import LayerTrainer
 
-FORMAT = "trustbench-checkpoint-2"
+FORMAT = "trustbench-checkpoint-3"
 _STATE = {"format", "progress", "hook_points", "source", "buffer", "checksums"}
 
 
@@ -61,9 +62,11 @@ def save(
     with writing(out / "checkpoint"), files.atomic_dir(out / "checkpoint") as directory:
         for i, trainer in enumerate(trainers.values()):
             files.save_tensors(directory / f"layer_{i}.safetensors", trainer.state_dict())
-        files.save_tensors(directory / "buffer.safetensors", held["tensors"])
+        for i, (name, rows) in enumerate(held["tensors"].items()):  # one in memory at a time
+            files.save_tensors(directory / f"buffer_{i}.safetensors", {name: rows})
         state["checksums"] = {path.name: files.checksum(path) for path in sorted(directory.iterdir())}
         files.atomic_write_json(directory / "state.json", state)
+    buffer.saved()
 
 
 def load(
@@ -94,14 +97,30 @@ def load(
             trainer.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit this run ({error})") from error
-    path = directory / "buffer.safetensors"
-    held = _verified(path, state["checksums"])
+    held = _BufferFiles(directory, list(trainers), state["checksums"])
     try:
         buffer.load_state_dict({"tensors": held, "meta": state["buffer"]})
-    except InputError as error:
-        raise CheckpointError(f"{path}: does not fit this run ({error})") from error
+    except (InputError, DataError, KeyError) as error:
+        raise CheckpointError(f"{directory}: its buffer does not fit this run ({error})") from error
     source.load_state_dict(state["source"])
     return state["progress"]
+
+
+class _BufferFiles(Mapping[str, Tensor]):
+    """The buffer's rows of a checkpoint, read when they are asked for."""
+
+    def __init__(self, directory: Path, names: list[str], checksums: Mapping[str, int]) -> None:
+        self._directory, self._names, self._checksums = directory, names, checksums
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self._directory / f"buffer_{self._names.index(name)}.safetensors"
+        return _verified(path, self._checksums)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _verified(path: Path, checksums: Mapping[str, int]) -> dict[str, Tensor]:
@@ -118,7 +137,8 @@ def check_same_run(out: Path, config: TrainConfig) -> None:
         raise bad("out", str(out), f"a directory to write in; {standing} is not one")
     path = out / "config.json"
     if not path.exists():
-        if out.is_dir() and set(out.iterdir()) - set(_leftovers(out)):
+        # A killed process may have spilled activations before its first line.
+        if out.is_dir() and set(out.iterdir()) - {*_leftovers(out), out / "spill"}:
             raise CheckpointError(
                 f"out={str(out)!r}: not empty and no trustbench run (it has no config.json);"
                 " expected a new or empty directory"

@@ -13,17 +13,21 @@ from typing import Any, Literal, get_args
 
 from trustbench.activations import ActivationCache
 from trustbench.activations.config import CAPTURED, Dtype, TextConfig
+from trustbench.buffer import Spill
 from trustbench.errors import InputError, bad
 from trustbench.sae.config import SAEConfig, check_fields
 
 Decay = Literal["constant", "linear", "cosine"]
 BiasInit = Literal["geometric_median", "mean", "zero"]
+BufferDtype = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 StateDtype = Literal["fp32", "bf16"]
 Sink = Literal["tensorboard", "wandb", "trackio"]
 
 # What may differ between a run and its continuation: where and how it runs, not what it computes
 # (another number of threads may round the model's own forward differently).
-MAY_CHANGE = frozenset({"out", "checkpoint_minutes", "checkpoint_tokens", "sinks", "threads"})
+MAY_CHANGE = frozenset(
+    {"out", "checkpoint_minutes", "checkpoint_tokens", "sinks", "threads", "spill_dir"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class TrainConfig(TextConfig):
         What is read, and by which model: see TextConfig.
     out
         The run's directory. If it holds this run already, the run continues where it stopped; only
-        checkpoint_minutes, checkpoint_tokens, sinks and threads may differ then. It may be moved.
+        checkpoint_minutes, checkpoint_tokens, sinks, threads and spill_dir may differ then. It may be
+        moved.
     sae
         The SAEs; d_in is taken from the model when it is 0.
     tokens
@@ -49,7 +54,15 @@ class TrainConfig(TextConfig):
     buffer_tokens
         Tokens that are mixed (see ActivationBuffer); 0: 16 batches.
     buffer_dtype
-        fp32 or bf16: how buffered activations are stored. auto: bf16 on a GPU, else fp32.
+        fp32, bf16, fp16 or fp8 (MXFP8): how buffered activations are stored. auto: bf16 on a GPU,
+        else fp32.
+    spill_host_gb
+        GB (1e9 bytes) of host memory for tokens that the pool has no room for, so that more are mixed
+        (see ActivationBuffer); 0: none.
+    spill_disk_gb
+        GB of files for what host memory has no room for; 0: none.
+    spill_dir
+        Where these files lie: a fast local disk. Empty: out/spill. It may change, if its files move.
     lr
         Learning rate; 0: 2e-4 / sqrt(d_sae / 16384) (Gao et al. 2024, A.4).
     beta1
@@ -101,7 +114,10 @@ class TrainConfig(TextConfig):
     activations: str = ""
     batch_size: int = 2048
     buffer_tokens: int = 0
-    buffer_dtype: Dtype = "auto"
+    buffer_dtype: BufferDtype = "auto"
+    spill_host_gb: float = 0.0
+    spill_disk_gb: float = 0.0
+    spill_dir: str = ""
     lr: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -141,7 +157,7 @@ class TrainConfig(TextConfig):
                 "log_every": 1, "checkpoint_tokens": 0, "threads": 0, "seed": 0,
             }
         )  # fmt: skip
-        for name in ("lr", "clip_norm", "checkpoint_minutes"):
+        for name in ("lr", "clip_norm", "checkpoint_minutes", "spill_host_gb", "spill_disk_gb"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise bad(name, getattr(self, name), "a finite number >= 0")
         # Adam divides a feature that never fired by sqrt(0) + eps.
@@ -155,8 +171,8 @@ class TrainConfig(TextConfig):
                 raise bad(name, getattr(self, name), "a number in [0, 1]")
         self.check_choices(
             {
-                "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype, "buffer_dtype": Dtype,
-                "state_dtype": StateDtype,
+                "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype,
+                "state_dtype": StateDtype, "buffer_dtype": BufferDtype,
             }
         )  # fmt: skip
         for sink in self.sinks:
@@ -170,6 +186,12 @@ class TrainConfig(TextConfig):
                 self.buffer_tokens,
                 f"0 or at least batch_size + model_rows * context_length = {self.smallest_buffer}",
             )
+        # A segment, at most an eighth of the pool, stands between the pool and what it takes at once.
+        largest = max(self.batch_size, self.model_rows * self.context_length)
+        if self.spill and self.buffer_capacity * 7 < largest * 8:
+            raise bad(
+                "buffer_tokens", self.buffer_capacity, f"at least {largest * 8 // 7 + 1} to spill"
+            )
 
     @property
     def smallest_buffer(self) -> int:
@@ -180,6 +202,13 @@ class TrainConfig(TextConfig):
     def buffer_capacity(self) -> int:
         """Tokens of the buffer."""
         return self.buffer_tokens or max(16 * self.batch_size, self.smallest_buffer)
+
+    @property
+    def spill(self) -> Spill:
+        """Bounds of the tiers below the buffer's pool."""
+        directory = self.spill_dir or os.path.join(self.out, "spill")
+        host, disk = round(1e9 * self.spill_host_gb), round(1e9 * self.spill_disk_gb)
+        return Spill(host_bytes=host, disk_bytes=disk, directory=directory)
 
     @property
     def learning_rate(self) -> float:

@@ -93,6 +93,7 @@ class _Run:
             dtype=devices.dtype(config.buffer_dtype, self.device),
             seed=config.seed,
             device=self.device,
+            spill=config.spill,
         )
         self.streams = Streams(self.device)
         self.graphs = GraphMemory() if self.device.type == "cuda" else None
@@ -135,6 +136,13 @@ class _Run:
 
     def go(self, progress: bool) -> TrainResult:
         """Resume or start, loop, save."""
+        with self.buffer:
+            result = self._go(progress)
+            if result.finished:
+                self.buffer.forget()
+        return result
+
+    def _go(self, progress: bool) -> TrainResult:
         config = self.config
         saved = checkpoint.load(self.out, self.source, self.buffer, self.trainers)
         if saved:
@@ -181,7 +189,11 @@ class _Run:
         batch: dict[str, Tensor] | None = None
         while self.tokens < config.tokens:
             n = min(config.batch_size, config.tokens - self.tokens)
-            batch = self.buffer.take(n, batch if reusable and n == config.batch_size else None)
+            try:
+                batch = self.buffer.take(n, batch if reusable and n == config.batch_size else None)
+            except DataError:  # a spilled segment cannot be read back; all steps so far are whole
+                self._checkpoint()
+                raise
             with self.streams.beside():  # on a GPU the model's forward runs while the SAEs train
                 failure = self._filled()
             self._step(batch, bar)

@@ -11,6 +11,7 @@ from trustbench.train.config import TrainConfig
 
 _GB = 1e9
 _CONTEXT = 0.8e9  # the driver's context, the libraries' workspaces
+_STAGING = 4 * 2**25  # segments on their way to and from the host; see csrc/cuda_backend.cu
 _SLACK = 1.04  # what the allocator cannot hand out again
 _AT_ONCE = 2**27 * 4  # dense pre-activations of exact fallbacks; see kernels/triton/_dense.py
 # A feature's partial sums: see kernels/triton/_feature.py and sparse_adam.py.
@@ -50,7 +51,9 @@ def predict(config: TrainConfig, widths: Mapping[str, int], model_bytes: int) ->
     matrix = 2 * F * total_width  # numbers in W_enc and W_dec of all layers
     narrow = config.matmul_dtype != "fp32"
     item = 2 if narrow else 4
-    stored = 4 if config.buffer_dtype == "fp32" else 2
+    kind = config.buffer_dtype
+    stored = {"fp32": 4.0, "fp8": 1 + 1 / 32}.get(kind, 2.0)
+    taken = 4 if kind == "fp32" else 2
     rows = config.model_rows * config.context_length
     weights = matrix * (6 if narrow else 4) + 4 * len(widths) * F
     state = matrix * (4 if config.state_dtype == "bf16" else 8) + 16 * len(widths) * F
@@ -59,9 +62,9 @@ def predict(config: TrainConfig, widths: Mapping[str, int], model_bytes: int) ->
         model=model_bytes,
         weights=weights,
         state=state,
-        buffer=config.buffer_capacity * total_width * stored,
+        buffer=config.buffer_capacity * total_width * stored + (_STAGING if config.spill else 0),
         # A step that guesses sizes keeps its tokens until the next one.
-        batch=N * total_width * stored * (1 if sae.activation == "topk" else 2) + forward,
+        batch=N * total_width * taken * (1 if sae.activation == "topk" else 2) + forward,
         step=_step(config, N, widest, F, item),
         other=_CONTEXT,
     )
