@@ -15,9 +15,14 @@ import argparse
 import contextlib
 import itertools
 import json
+import mmap
+import os
+import random
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,13 +51,14 @@ def memcpy(source: Source, n: int, pool: int) -> Iterator[Acts]:
         acts = next(source)
 
 
-def trustbench(source: Source, n: int, pool: int) -> Iterator[Acts]:
+def trustbench(source: Source, n: int, pool: int, **options: Any) -> Iterator[Acts]:
     """ActivationBuffer, kept full."""
     from trustbench.buffer import ActivationBuffer
 
     acts = next(source)
     widths = {name: a.shape[1] for name, a in acts.items()}
-    buffer = ActivationBuffer(widths, pool, dtype=next(iter(acts.values())).dtype)
+    dtype = next(iter(acts.values())).dtype
+    buffer = ActivationBuffer(widths, pool, **{"dtype": dtype} | options)
     batch = None
     while True:
         while buffer.space >= n:
@@ -60,6 +66,33 @@ def trustbench(source: Source, n: int, pool: int) -> Iterator[Acts]:
             acts = next(source)
         batch = buffer.take(n, batch)
         yield batch
+
+
+def fp8(source: Source, n: int, pool: int) -> Iterator[Acts]:
+    """The same, stored as MXFP8."""
+    return trustbench(source, n, pool, dtype=torch.float8_e4m3fn)
+
+
+def host_tier(source: Source, n: int, pool: int) -> Iterator[Acts]:
+    """As many tokens again in host memory below the pool; every token goes there once on average."""
+    from trustbench.buffer import Spill
+
+    # A ninth more for what segments are rounded up to.
+    size = sum(a[0].nbytes for a in next(source).values()) * pool
+    return trustbench(source, n, pool, spill=Spill(host_bytes=size + size // 9 + 2**16))
+
+
+def disk_tier(source: Source, n: int, pool: int) -> Iterator[Acts]:
+    """As many tokens again in files."""
+    from trustbench.buffer import Spill
+
+    size = sum(a[0].nbytes for a in next(source).values()) * pool
+    directory = tempfile.mkdtemp(prefix="trustbench-spill-", dir=SPILL)
+    bound = 2 * (size + size // 9 + 2**16)
+    try:
+        yield from trustbench(source, n, pool, spill=Spill(disk_bytes=bound, directory=directory))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def saelens(source: Source, n: int, pool: int) -> Iterator[Acts]:
@@ -127,13 +160,17 @@ def shuffled_blocks(source: Source, n: int, pool: int) -> Iterator[Acts]:
 CONTENDERS: dict[str, Callable[[Source, int, int], Iterator[Acts]]] = {
     "memcpy": memcpy,
     "trustbench": trustbench,
+    "trustbench, MXFP8": fp8,
+    "trustbench, host tier": host_tier,
+    "trustbench, disk tier": disk_tier,
     "SAELens": saelens,
     "dictionary_learning": dictionary_learning,
     "shuffled blocks": shuffled_blocks,
 }
-TIMED = ("memcpy", "trustbench", "SAELens", "dictionary_learning")
-MIXED = ("trustbench", "SAELens", "dictionary_learning", "shuffled blocks")
-OURS = {"memcpy", "trustbench", "shuffled blocks"}
+PEERS = ("SAELens", "dictionary_learning")
+TIMED = tuple(name for name in CONTENDERS if name != "shuffled blocks")
+MIXED = ("trustbench", "trustbench, host tier", *PEERS, "shuffled blocks")
+SPILL = None  # where the disk tier's files go: the system's temporary directory
 
 
 def measure(name: str, layers: int, d: int, tokens: int, pool: int, steps: int) -> float:
@@ -148,6 +185,32 @@ def measure(name: str, layers: int, d: int, tokens: int, pool: int, steps: int) 
     return (time.perf_counter() - start) / steps
 
 
+def disk_rates(size: int = 2**30) -> dict[str, float]:
+    """Bytes a second of one file, written and read in pieces of 32 MiB past the page cache."""
+    piece = mmap.mmap(-1, 2**25)
+    piece.write(random.Random(0).randbytes(2**25))
+    handle, name = tempfile.mkstemp(prefix="trustbench-", dir=SPILL)
+    os.close(handle)
+    rates = {}
+    for what, flags in (("write", os.O_WRONLY), ("read", os.O_RDONLY)):
+        try:
+            file = os.open(name, flags | os.O_DIRECT)
+        except OSError:
+            file = os.open(name, flags)
+        start = time.perf_counter()
+        for at in range(0, size, 2**25):
+            if what == "write":
+                os.pwrite(file, piece, at)
+            else:
+                os.preadv(file, [piece], at)
+        if what == "write":
+            os.fsync(file)
+        rates[what] = size / (time.perf_counter() - start)
+        os.close(file)
+    Path(name).unlink()
+    return rates
+
+
 def mixing(name: str, tokens: int, pool: int, document: int) -> dict[str, float]:
     """How the order that comes out differs from the text's, in the steady state.
 
@@ -160,7 +223,7 @@ def mixing(name: str, tokens: int, pool: int, document: int) -> dict[str, float]
         for start in itertools.count(0, tokens):
             yield {"layer": torch.arange(start, start + tokens, dtype=torch.float32)[:, None]}
 
-    run, rounds = CONTENDERS[name](numbered(), tokens, pool), 16 * pool // tokens
+    run, rounds = CONTENDERS[name](numbered(), tokens, pool), 32 * pool // tokens
     same, distances, delays = [], [], []
     for i in range(rounds):
         batch = next(run)["layer"].flatten().long()
@@ -206,7 +269,7 @@ def main() -> None:
 
     def ask(what: str, name: str) -> Any:
         """A contender's figures from a process of its own; None, with the reason, without it."""
-        python = sys.executable if name in OURS else args.peers_python
+        python = args.peers_python if name in PEERS else sys.executable
         command = [python, str(Path(__file__)), what, name, *flags]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
@@ -220,10 +283,10 @@ def main() -> None:
             if (found := ask("--contender", name)) is not None:
                 seconds[name].append(found)
     mixed = {name: ask("--mixing", name) for name in MIXED}
-    here = machine()
+    here, disk = machine(), disk_rates()
     median = {name: statistics.median(times) for name, times in seconds.items() if times}
-    text = _tables(args, here, median, mixed, absent)
-    figures = {"seconds": seconds, "median": median, "mixing": mixed, "absent": absent}
+    text = _tables(args, here, median, mixed, absent, disk)
+    figures = {"seconds": seconds, "median": median, "mixing": mixed, "absent": absent, "disk": disk}
     write("cpu_buffer", {"machine": here, "shape": vars(args), **figures}, text)
 
 
@@ -233,6 +296,7 @@ def _tables(
     median: dict[str, float],
     mixed: dict[str, Any],
     absent: dict[str, str],
+    disk: dict[str, float],
 ) -> str:
     bytes_moved = 2 * args.layers * args.tokens * args.d * 2  # put and taken
     lines = [
@@ -253,7 +317,14 @@ def _tables(
             f"| {name} | {1e3 * t:.1f} | {bytes_moved / t / 1e9:.1f} | {median['memcpy'] / t:.0%} |"
             f" {t / median['trustbench']:.2f} × |"
         )
+    # Of a batch, what is stored goes down once and comes back once.
+    half, spent = bytes_moved / 2, median["trustbench, disk tier"]
     lines += [
+        "",
+        "With a tier below it, tokens go down and come back once on average. The disk writes"
+        f" {disk['write'] / 1e9:.2f} GB/s and reads {disk['read'] / 1e9:.2f} GB/s, one after the"
+        f" other; with the disk tier {half / spent / 1e9:.2f} GB/s are written while as much is"
+        " read.",
         "",
         f"How well the order is mixed, with the same pool and documents of {args.document} tokens (a"
         " batch should hold few pairs of one document, and its neighbours be far apart in the text):",

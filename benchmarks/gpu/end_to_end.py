@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.clock import Ceilings
+from benchmarks.gpu.profile import host_waits
 from trustbench.buffer import ActivationBuffer
 from trustbench.capture import ActivationCapture, resolve_hook_points
 from trustbench.ops.spec import Shape
@@ -128,7 +129,7 @@ def run(
     l0 = with_model(measure=True)
     for _ in range(2):
         with_model()
-    waits = _host_waits(with_model) if on_gpu else 0
+    waits = host_waits(with_model) if on_gpu else 0
     speed = _rate(with_model, N, seconds, device)
     batch = buffer.take(N)
     alone = _rate(lambda: step(batch, False), N, seconds, device)
@@ -168,15 +169,3 @@ def _rate(step: Any, N: int, seconds: float, device: torch.device) -> float:
             wait()  # or the clock would only see how fast steps are queued
     wait()
     return steps * N / (time.perf_counter() - started)
-
-
-def _host_waits(step: Any) -> int:
-    """Synchronising runtime calls in three steps."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        for _ in range(3):
-            step()
-    waiting = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-    # The profiler itself waits for the device once, at its end.
-    return max(0, sum(e.count for e in trace.key_averages() if e.key in waiting) - 1)

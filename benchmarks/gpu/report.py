@@ -47,6 +47,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
             f"| {t['name']} | {milliseconds(t['ours'])} | {milliseconds(t['floor'])} |"
             f" {t['floor'] / t['ours']:.0%} | {others} |"
         )
+    if result["buffer"]:
+        lines += _buffer(result["buffer"], result["end_to_end"], shape["N"])
     lines += [
         "",
         "## Tuned",
@@ -82,3 +84,30 @@ def _lines(result: dict[str, Any]) -> list[str]:
     if result["left out"]:
         lines += ["", f"Left out for lack of time: {', '.join(result['left out'])}."]
     return lines
+
+
+def _buffer(found: dict[str, Any], jobs: list[dict[str, Any]], tokens: int) -> list[str]:
+    step = tokens / jobs[0]["tokens_per_second"] if jobs else None
+    job = jobs[0]["name"] if jobs else "training"
+    spilled, pinned = (
+        found[f"{what}, bytes a second each way"] / 1e9 for what in ("spilled", "pinned copy")
+    )
+    lines = [
+        "",
+        "## The streaming buffer: one put and one take of a step's tokens, all layers",
+        "",
+        f"| storage | ms | share of the floor | share of a {job} step | host waits |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in ("bf16", "MXFP8", "bf16, host tier"):
+        share = f"{found[name] / step:.1%}" if step else "-"
+        lines.append(
+            f"| {name} | {milliseconds(found[name])} | {found['floor'] / found[name]:.0%} | {share} |"
+            f" {found.get(f'host waits, {name}', '-')} |"
+        )
+    return [
+        *lines,
+        "",
+        f"With the host tier {spilled:.1f} GB/s go down while as much comes back; page-locked copies"
+        f" both ways at once reach {pinned:.1f} GB/s each way.",
+    ]
