@@ -28,9 +28,9 @@ struct MxNumbers {
     VecI16 part[kMxParts];
 };
 
-constexpr std::int32_t kInfinity = 0x7f800000;   // as the bits of a float
-constexpr std::int32_t kMxLargest = 0x7f700000;  // 1.875 * 2^127
-constexpr std::int32_t kMxSmallestScale = -110 + 127;
+constexpr std::int16_t kInfinity = 0x7f80;   // as the bits of a bfloat16
+constexpr std::int16_t kMxLargest = 0x7f70;  // 1.875 * 2^127
+constexpr int kMxSmallestScale = -110 + 127;
 constexpr int kMxNaN = 255;
 
 template <class V>
@@ -71,102 +71,74 @@ inline VecU32 every_second(VecU32 a, VecU32 b) {
     return every_second<kFirst>(a, b, std::make_integer_sequence<int, kLanes>{});
 }
 
-// ------------------------------------------------------------------ scales
-
-inline VecI32 magnitudes(const float* p) { return (VecI32)(load_as<VecU32>(p) & 0x7fffffffu); }
-inline VecI16 magnitudes(const bf16* p) { return load_as<VecI16>(p) & 0x7fff; }
-
-// As floats; of two bfloat16 in a lane the larger one.
-inline VecI32 widened(VecI32 magnitude) { return magnitude; }
-inline VecI32 widened(VecI16 magnitude) {
-    const VecU32 words = (VecU32)magnitude;
-    return max((VecI32)(words << 16), (VecI32)(words & 0xffff0000u));
+// As bfloat16, what is cut off leaving its mark in the last bit: rounded once more, to fewer bits, the
+// number comes out as if it had been rounded once (rounding to odd; Boldo and Melquiond 2008).
+inline VecU16 to_odd(const float* from) {
+    const VecU32 bits = load_as<VecU32>(from);
+    return __builtin_convertvector((bits | ((bits & 0xffffu) + 0xffffu)) >> 16, VecU16);
 }
 
 // The scales of blocks as they are stored, kLanes at a time. Returns whether all numbers are finite.
-template <class T>
-inline bool block_scales(const T* from, int blocks, std::uint8_t* scales) {
-    using V = decltype(magnitudes(from));
-    constexpr int kStep = sizeof(V) / sizeof(T);
+inline bool block_scales(const bf16* from, int blocks, std::uint8_t* scales) {
     VecI32 bad{};
     for (int first = 0; first < blocks; first += kLanes) {
-        V largest[kLanes];
+        VecI16 largest[kLanes];
         for (int i = 0; i < kLanes; ++i) {
-            const T* block = from + std::min(first + i, blocks - 1) * kMxBlock;
-            largest[i] = magnitudes(block);
-            for (int j = kStep; j < kMxBlock; j += kStep) largest[i] = max(largest[i], magnitudes(block + j));
+            const bf16* block = from + std::min(first + i, blocks - 1) * kMxBlock;
+            largest[i] = load_as<VecI16>(block) & 0x7fff;
+            for (int j = 1; j < kMxParts; ++j)
+                largest[i] = max(largest[i], load_as<VecI16>(block + 2 * kLanes * j) & 0x7fff);
         }
         // Neighbouring lanes are merged until each one is a block.
         for (int n = kLanes / 2; n > 0; n /= 2) {
             for (int i = 0; i < n; ++i) {
                 const VecU32 a = (VecU32)largest[2 * i], b = (VecU32)largest[2 * i + 1];
-                largest[i] = max((V)every_second<0>(a, b), (V)every_second<1>(a, b));
+                largest[i] = max((VecI16)every_second<0>(a, b), (VecI16)every_second<1>(a, b));
             }
         }
-        const VecI32 m = widened(largest[0]), infinite = m >= kInfinity;
+        const VecI32 pairs = (VecI32)largest[0], m = max(pairs & 0xffff, pairs >> 16);
+        const VecI32 infinite = m >= kInfinity;
         bad |= infinite;
         // The addition reaches the exponent if the mantissa is above 1.75.
-        const VecI32 above = (min(m, VecI32{} + kMxLargest) + 0x1fffff) >> 23;
+        const VecI32 above = (min(m, VecI32{} + kMxLargest) + 0x1f) >> 7;
         const VecI32 scale = max(above - 8, VecI32{} + kMxSmallestScale) | (infinite & kMxNaN);
         for (int i = 0; i < kLanes; ++i) scales[first + i] = static_cast<std::uint8_t>(scale[i]);
     }
     return !any((VecU32)bad);
 }
 
-// ------------------------------------------------------------------ codes
-
-// 2 * kLanes numbers as the bits of floats: those of even and those of odd place.
-struct Pairs {
-    VecU32 even, odd;
-};
-
-inline Pairs load_pairs(const float* p) {
-    const VecU32 a = load_as<VecU32>(p), b = load_as<VecU32>(p + kLanes);
-    return {every_second<0>(a, b), every_second<1>(a, b)};
-}
-inline Pairs load_pairs(const bf16* p) {
-    const VecU32 words = load_as<VecU32>(p);
-    return {words << 16, words & 0xffff0000u};
-}
-
-template <class T>
-inline MxCodes encode_block(const T* from, int scale) {
-    const VecI32 e = VecI32{} + (scale << 23);
-    const VecI32 least = e - (6 << 23), inverse = (254 << 23) - e, up = (147 << 23) + 0x18 - e;
-    // To y = x / 2^e is added 2^20 times its power of two (that of 2^-6 where y is smaller), which
-    // leaves y rounded in the last bits of the sum, as a number of that power's eighths. These and the
-    // sum's exponent make the code when they are added at the right distance, but for a constant that
-    // comes to 0 with the 0x18.
-    auto encode = [&](VecI32 x) {
-        const VecI32 power = (max(x, least) & kInfinity) + up;
-        const VecI32 sum = (VecI32)((Vec)min(x, VecI32{} + kMxLargest) * (Vec)inverse + (Vec)power);
-        return (VecU32)(sum + (sum >> 20));
-    };
-    MxCodes codes;
-    for (int i = 0; i < kMxParts; ++i) {
-        const Pairs x = load_pairs(from + 2 * kLanes * i);
-        const VecU32 low = encode((VecI32)(x.even & 0x7fffffffu)), high = encode((VecI32)(x.odd & 0x7fffffffu));
-        const VecU32 code = ((low & 0xffffu) | high << 16) & 0x7f007fu;
-        const VecU32 sign = (x.even >> 24 & 0x80u) | (x.odd >> 8 & 0x800000u);
-        codes.part[i] = __builtin_convertvector((VecI16)(code | sign), VecU8);
-    }
-    return codes;
-}
-
-// The same in half as many bits, for blocks without numbers below 2^-6 * 2^e other than 0; returns
-// whether this is one.
+// From 2^-6 * 2^e on, a code is the upper part of a bfloat16's bits, rounded. Returns whether all numbers
+// but 0 are so large, as they are in most blocks.
 inline bool encode_normal(const bf16* from, int scale, MxCodes& codes) {
-    const VecI16 to_code = VecI16{} + static_cast<std::int16_t>((7 - scale) * (1 << 7));
+    const VecI16 offset = VecI16{} + static_cast<std::int16_t>((7 - scale) * (1 << 7));
     VecI16 below{};
     for (int i = 0; i < kMxParts; ++i) {
         const VecI16 bits = load_as<VecI16>(from + 2 * kLanes * i);
-        const VecI16 x = min(bits & 0x7fff, VecI16{} + static_cast<std::int16_t>(kMxLargest >> 16));
-        const VecI16 y = x + to_code;  // with 7 bits of mantissa, of which 3 stay
-        below |= (y < 1 << 7) & (x != 0);
-        const VecI16 code = (max(y, VecI16{}) + 7 + (x >> 4 & 1)) >> 4;
+        const VecI16 kept = min(bits & 0x7fff, VecI16{} + kMxLargest), x = kept + offset;
+        below |= (x < 128) & (kept != 0);
+        const VecI16 code = (max(x, VecI16{}) + 7 + (x >> 4 & 1)) >> 4;
         codes.part[i] = __builtin_convertvector(code | (bits >> 8 & 0x80), VecU8);
     }
     return !any((VecU32)below);
+}
+
+// Any block. From 2^-6 * 2^e on, codes grow as a bfloat16's bits do. Below they grow as the numbers do, in every
+// binade half as fast as in the next: lines that meet where binades do, and of which the highest one
+// counts. They are in 256ths of a code; 2^-10 * 2^e, where they begin, is rounded to 0.
+inline MxCodes encode_block(const bf16* from, int scale) {
+    MxCodes codes;
+    if (__builtin_expect(encode_normal(from, scale, codes), 1)) return codes;
+    const VecI16 offset = VecI16{} + static_cast<std::int16_t>((11 - scale) * (1 << 7));
+    for (int i = 0; i < kMxParts; ++i) {
+        const VecI16 bits = load_as<VecI16>(from + 2 * kLanes * i);
+        const VecI16 kept = min(bits & 0x7fff, VecI16{} + kMxLargest);
+        const VecI16 x = max(kept + offset, VecI16{});
+        const VecI16 low = max(max(x, (x - 128) * 2), max((x - 256) * 4, (x - 384) * 8));
+        const VecI16 line = max(low, (x - 512) * 16);
+        const VecI16 code = (line + 127 + (line >> 8 & 1)) >> 8;
+        codes.part[i] = __builtin_convertvector(code | (bits >> 8 & 0x80), VecU8);
+    }
+    return codes;
 }
 
 inline MxNumbers decode_block(const std::uint8_t* codes, int scale) {

@@ -119,34 +119,18 @@ bool put_widened(const bf16* from, float* to, std::int64_t d) {
 constexpr std::int64_t kTile = 64;            // blocks: in the caches from the first look to the second
 constexpr std::int64_t kAheadNumbers = 2048;  // prefetched one by one, as their block takes a while
 
+// n numbers as encode_block reads them, in `room` if they are not so already.
+inline const bf16* in_halves(const bf16* from, std::int64_t, bf16*) { return from; }
+inline const bf16* in_halves(const float* from, std::int64_t n, bf16* room) {
+    for (std::int64_t i = 0; i < n; i += kLanes) {
+        const VecU16 halves = to_odd(from + i);
+        std::memcpy(room + i, &halves, sizeof halves);
+    }
+    return room;
+}
+
 inline void write(std::uint8_t* to, const MxCodes& codes, std::uintptr_t aligned) {
     for (int i = 0; i < kMxParts; ++i) write(to + 2 * kLanes * i, codes.part[i], aligned);
-}
-
-inline void put_blocks(const float* from, const std::uint8_t* scales, int blocks, std::uint8_t* to) {
-    const std::uintptr_t aligned = alignment(to);
-    for (int i = 0; i < blocks; ++i) {
-        prefetch_row(from + i * kMxBlock + kAheadNumbers, kMxBlock);
-        write(to + i * kMxBlock, encode_block(from + i * kMxBlock, scales[i]), aligned);
-    }
-}
-
-inline void put_blocks(const bf16* from, const std::uint8_t* scales, int blocks, std::uint8_t* to) {
-    const std::uintptr_t aligned = alignment(to);
-    std::uint64_t others = 0;
-    for (int i = 0; i < blocks; ++i) {
-        prefetch_row(from + i * kMxBlock + kAheadNumbers, kMxBlock);
-        MxCodes codes;
-        if (encode_normal(from + i * kMxBlock, scales[i], codes)) {
-            write(to + i * kMxBlock, codes, aligned);
-        } else {
-            others |= std::uint64_t{1} << i;
-        }
-    }
-    for (; others; others &= others - 1) {
-        const int i = __builtin_ctzll(others);
-        write(to + i * kMxBlock, encode_block(from + i * kMxBlock, scales[i]), aligned);
-    }
 }
 
 // `end` has room for the row's end, which are its scales and zeros, and for kLanes bytes more: they are
@@ -154,18 +138,26 @@ inline void put_blocks(const bf16* from, const std::uint8_t* scales, int blocks,
 template <class T>
 bool put_mx8(const T* from, std::uint8_t* to, std::int64_t d, std::uint8_t* end) {
     const std::int64_t blocks = d / kMxBlock, end_bytes = row_bytes(RowKind::mx8, d) - d;
+    const std::uintptr_t aligned = alignment(to);
+    bf16 room[kTile * kMxBlock];
     bool finite = true;
-    for (std::int64_t i = 0; i < blocks; i += kTile) {
-        const int n = static_cast<int>(std::min(kTile, blocks - i));
-        finite &= block_scales(from + i * kMxBlock, n, end + i);
-        put_blocks(from + i * kMxBlock, end + i, n, to + i * kMxBlock);
+    for (std::int64_t first = 0; first < blocks; first += kTile) {
+        const int n = static_cast<int>(std::min(kTile, blocks - first));
+        const bf16* halves = in_halves(from + first * kMxBlock, n * kMxBlock, room);
+        finite &= block_scales(halves, n, end + first);
+        for (int i = 0; i < n; ++i) {
+            const std::int64_t at = (first + i) * kMxBlock;
+            prefetch_row(from + at + kAheadNumbers, kMxBlock);
+            write(to + at, encode_block(halves + i * kMxBlock, end[first + i]), aligned);
+        }
     }
     std::int64_t used = blocks;
     if (const std::int64_t left = d % kMxBlock) {
         T rest[kMxBlock] = {};
         std::copy(from + d - left, from + d, rest);
-        finite &= block_scales(rest, 1, end + blocks);
-        const MxCodes codes = encode_block(rest, end[blocks]);
+        const bf16* halves = in_halves(rest, kMxBlock, room);
+        finite &= block_scales(halves, 1, end + blocks);
+        const MxCodes codes = encode_block(halves, end[blocks]);
         std::memcpy(to + d - left, &codes, static_cast<std::size_t>(left));
         ++used;
     }
@@ -245,7 +237,8 @@ void gather_rows(const void* pool, const std::int64_t* slots, std::int64_t n, st
 void scatter_rows(const void* from, const std::int64_t* slots, std::int64_t n, std::int64_t bytes, void* pool,
                   int threads) {
     each_row(n, threads, [&](std::int64_t row, std::int64_t, int) {
-        copy_row(static_cast<const char*>(from) + row * bytes, static_cast<char*>(pool) + slots[row] * bytes, bytes);
+        const char* source = static_cast<const char*>(from) + row * bytes;
+        copy_row(source, static_cast<char*>(pool) + slots[row] * bytes, bytes);
     });
 }
 
