@@ -43,6 +43,8 @@ class NativePool:
         spill: Spill,
     ) -> None:
         self._open: Any = None
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self._module, self._device = module, device
         self._kinds, self._widths = dict(kinds), dict(widths)
         self.rows: dict[str, Tensor] = {}
