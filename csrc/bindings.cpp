@@ -11,6 +11,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "attention.h"
 #include "bind_pool.h"
 #include "host_backend.h"
 #include "isa.h"
@@ -173,6 +174,42 @@ double sparse_grad_norm(std::array<Address, 2> weights, Address values, Address 
     return active_kernels().sparse_grad_norm(s, unit_norm, at<float>(db_dec));
 }
 
+// results: out, lse, entropy, distance, last, top_p, top_index, mass. sizes: B, H, H_kv, T, S, D, M.
+void attention_capture(Address q, Address k, Address v, Address sinks, Address segments, Address targets,
+                       const std::array<Address, 8>& results, const std::array<std::int64_t, 7>& sizes, bool causal,
+                       std::int64_t window, double scale, double softcap, std::int64_t top, std::int64_t last_n,
+                       int dtype, int threads) {
+    const auto [B, H, H_kv, T, S, D, M] = sizes;
+    if (B < 0 || T < 0 || S < T || D < 1 || D > 256 || H_kv < 1 || H % H_kv != 0 || top < 0 || top > 16)
+        throw std::invalid_argument("attention_capture: sizes out of range");
+    AttentionCapture a{};
+    a.q = at<const void>(q);
+    a.k = at<const void>(k);
+    a.v = at<const void>(v);
+    a.dtype = dtype_of(dtype);
+    a.sinks = at<const float>(sinks);
+    a.segments = at<const std::int32_t>(segments);
+    a.targets = at<const std::int32_t>(targets);
+    a.out = at<float>(results[0]);
+    a.lse = at<float>(results[1]);
+    a.entropy = at<float>(results[2]);
+    a.distance = at<float>(results[3]);
+    a.last = at<float>(results[4]);
+    a.top_p = at<float>(results[5]);
+    a.top_index = at<std::int32_t>(results[6]);
+    a.mass = at<float>(results[7]);
+    a.B = B, a.H = H, a.H_kv = H_kv, a.T = T, a.S = S, a.D = D, a.M = M;
+    a.causal = causal;
+    a.window = window;
+    a.scale = scale;
+    a.softcap = softcap;
+    a.top = top;
+    a.last_n = last_n;
+    a.threads = at_least_one(threads);
+    const py::gil_scoped_release unlocked;
+    active_kernels().attention_capture(a);
+}
+
 std::unique_ptr<Backend> make_backend(std::vector<HookRows> hooks, int, std::size_t) {
     return host_backend(std::move(hooks), active_kernels);
 }
@@ -213,6 +250,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("adam", &tb::adam);
     m.def("sparse_adam", &tb::sparse_adam);
     m.def("sparse_grad_norm", &tb::sparse_grad_norm);
+    m.def("attention_capture", &tb::attention_capture);
     tb::bind_slots(m);
     tb::bind_pool(m, tb::make_backend);
 }

@@ -117,6 +117,8 @@ struct BadRows {
     std::int64_t count, first;
 };
 
+struct AttentionCapture;  // see attention.h
+
 struct Kernels {
     void (*encode_topk)(const Encoder&, std::int64_t k, float* values, std::int32_t* indices);
     CsrResult (*encode_relu)(const Encoder&, const float* threshold);
@@ -134,6 +136,7 @@ struct Kernels {
     // Both return, in db_dec [d], -(sum_i db_enc_i W_enc_i), with the weights before the update.
     void (*sparse_adam)(const SparseStep&, const Adam&, float* db_dec);
     double (*sparse_grad_norm)(const SparseStep&, bool unit_norm, float* db_dec);
+    void (*attention_capture)(const AttentionCapture&);
     BadRows (*put_rows)(const PutRows&);
     void (*take_rows)(const TakeRows&);
     // Rows of `bytes`, as they are: out[i] = pool[slots[i]] and pool[slots[i]] = from[i].

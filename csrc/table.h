@@ -17,6 +17,7 @@ void weight_grad(const float* coefs, const FeatureCode&, const Matrix& source, s
 void adam(const Moments&, const float* grad, std::int64_t rows, std::int64_t d, const Adam&, int threads);
 void sparse_adam(const SparseStep&, const Adam&, float* db_dec);
 double sparse_grad_norm(const SparseStep&, bool unit_norm, float* db_dec);
+void attention_capture(const AttentionCapture&);
 BadRows put_rows(const PutRows&);
 void take_rows(const TakeRows&);
 void gather_rows(const void* pool, const std::int64_t* slots, std::int64_t n, std::int64_t bytes, void* out,

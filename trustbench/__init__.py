@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trustbench import ops, train
+    from trustbench import capture, ops, train
     from trustbench.buffer import ActivationBuffer, Spill
     from trustbench.sae import SAE, SAEConfig
     from trustbench.train import TrainConfig
@@ -23,7 +23,7 @@ _HOMES = {
     "Spill": "trustbench.buffer",
     "TrainConfig": "trustbench.train",
 }
-_MODULES = ("ops", "train")  # trustbench.train is a module that can be called
+_MODULES = ("capture", "ops", "train")  # trustbench.train is a module that can be called
 __all__ = [
     "SAE",
     "ActivationBuffer",
@@ -31,6 +31,7 @@ __all__ = [
     "Spill",
     "TrainConfig",
     "__version__",
+    "capture",
     "ops",
     "train",
 ]

@@ -86,6 +86,12 @@ def _parser() -> ArgumentParser:
         " trustbench train --activations DIR. The same command continues a capture that was stopped.",
     )
     capture.add_argument("--config", action="config", help="a YAML or JSON file of the fields below")
+    capture.add_argument(
+        "--attention",
+        action="store_true",
+        help="instead of activations: what every head of every layer looks at, as heads.json and"
+        " heads.html in `out`",
+    )
     capture.add_class_arguments(CaptureConfig, help="the capture")
     commands.add_subcommand("capture", capture, help="write activations to disk")
 
@@ -164,6 +170,12 @@ def _capture(options: Namespace) -> int:
     _quiet_transformers()
     fields = options.as_dict()
     fields.pop("config", None)
+    if fields.pop("attention"):
+        from trustbench.evals.heads_run import profile_heads
+
+        found = profile_heads(CaptureConfig(**fields))
+        print(f"{len(found['text'])} layers, {found['tokens']} tokens: {options.out}/heads.html")
+        return 0
     cache = capture_activations(CaptureConfig(**fields))
     size = sum(shard.bytes for shard in cache.shards)
     print(f"{cache.tokens} tokens, {len(cache.shards)} shards, {size / 1e9:.2f} GB: {cache.path}")

@@ -22,7 +22,7 @@ if "--rehearse" in sys.argv:
 
 import torch
 
-from benchmarks.gpu import buffer, checks, end_to_end, kernels, peers, quality, report
+from benchmarks.gpu import attention, buffer, checks, end_to_end, kernels, peers, quality, report
 from benchmarks.gpu.clock import Clock
 from benchmarks.harness import machine
 from trustbench import ops
@@ -76,6 +76,7 @@ def _measure(device: torch.device, rehearse: bool, deadline: float) -> dict[str,
     ceilings = clock.ceilings()
     result["ceilings"] = ceilings._asdict()
     result["checks"] = checks.run(TOY if rehearse else CHECKED, device) | buffer.checks(device)
+    result["checks"] |= attention.checks(device, rehearse)
     if not rehearse:
         result["checks"]["buffer, compute-sanitizer"] = (
             stage("compute-sanitizer", 60, buffer.sanitized) or "not run"
@@ -89,6 +90,9 @@ def _measure(device: torch.device, rehearse: bool, deadline: float) -> dict[str,
     timings = stage("kernels", 60, lambda: kernels.run(shape, clock, ceilings)) or []
     result["kernels"] = [timing._asdict() for timing in timings]
 
+    result["attention"] = stage(
+        "attention", 0 if rehearse else 20, lambda: attention.run(clock, rehearse)
+    )
     layers, context = (2, 16) if rehearse else (24, 1024)
     result["buffer"] = stage(
         "buffer", 0 if rehearse else 20, lambda: buffer.run(shape, clock, ceilings, layers)

@@ -49,6 +49,12 @@ def _lines(result: dict[str, Any]) -> list[str]:
         )
     if result["buffer"]:
         lines += _buffer(result["buffer"], result["end_to_end"], shape["N"])
+    if result["attention"]:
+        lines += ["", "## Attention capture", "", "| | ms |", "| --- | ---: |"]
+        lines += [
+            f"| {name} | {milliseconds(t)} |" if "bytes" not in name else f"| {name} | {t:,} |"
+            for name, t in result["attention"].items()
+        ]
     lines += [
         "",
         "## Tuned",

@@ -257,7 +257,8 @@ class ActivationBuffer:
         """Inside the block a thread makes what is put: `take` and `batches` put what fits, in order.
 
         The thread is at most one piece ahead. The order of tokens is that of filling by hand before
-        every take, whatever the timing. What `pieces` raises, the next take raises.
+        every take, whatever the timing. What `pieces` raises, the next take raises. What was made
+        but does not fit yet is not in `state_dict`: resume a source at `tokens_in`.
 
         Parameters
         ----------

@@ -51,6 +51,7 @@ def write_report(
     """
     template = Template((resources("trustbench.demo") / "report.html").read_text("utf-8"))
     page = template.substitute(
+        style=(resources("trustbench.evals") / "page.css").read_text("utf-8"),
         title=escape(title),
         about=escape(about),
         facts="".join(

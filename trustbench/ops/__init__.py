@@ -4,6 +4,7 @@ The kernels behind them are in csrc/<op>_cpu.cpp (C++) and kernels/triton/<op>.p
 """
 
 from trustbench.ops.adam import adam_
+from trustbench.ops.attention_capture import Attention, attention_capture
 from trustbench.ops.code_grad import code_grad
 from trustbench.ops.codes import Code, CSRCode, FeatureCode, TopKCode
 from trustbench.ops.decode import decode
@@ -17,11 +18,13 @@ from trustbench.ops.transpose_code import transpose_code
 from trustbench.ops.weight_grad import weight_grad
 
 __all__ = [
+    "Attention",
     "CSRCode",
     "Code",
     "FeatureCode",
     "TopKCode",
     "adam_",
+    "attention_capture",
     "code_grad",
     "decode",
     "encode_batchtopk",
