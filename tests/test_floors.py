@@ -15,6 +15,7 @@ PACKAGE = ROOT / "trustbench"
 FLOORS = [
     {"errors", "__init__", "_C", "_cuda"},
     {"files", "devices"},
+    {"team"},
     {"kernels"},
     {"ops"},
     {"sae"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,15 @@ from trustbench.errors import bad
 
 
 def resolve(name: str) -> torch.device:
-    """The torch.device of "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+    """The torch.device of "auto" (a GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    Raises InputError when there is no such device.
+    Where no number is given it is the first GPU; the processes of a machine that torchrun starts have
+    one each, in order. Raises InputError when there is no such device.
     """
     count = torch.cuda.device_count()
+    local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
+        return torch.device("cuda", local) if local < count else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -24,10 +28,11 @@ def resolve(name: str) -> torch.device:
         return device
     if device.type != "cuda":
         raise bad("device", name, "auto, cpu, cuda or cuda:N")
-    if (device.index or 0) >= count:
+    index = local if device.index is None else device.index
+    if index >= count:
         found = f"{count} CUDA devices" if count else "no CUDA device"
         raise bad("device", name, f"a device that is there; torch sees {found}")
-    return torch.device("cuda", device.index or 0)
+    return torch.device("cuda", index)
 
 
 def dtype(name: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from trustbench.activations.cache import ActivationCache, Rows
 from trustbench.activations.capture import CaptureConfig, capture_activations
+from trustbench.activations.shared import SharedSource
 from trustbench.activations.sources import CacheSource, ModelSource, Source
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "CaptureConfig",
     "ModelSource",
     "Rows",
+    "SharedSource",
     "Source",
     "capture_activations",
 ]

@@ -30,6 +30,10 @@ class Source(Protocol):
         """The next tokens; StopIteration when there are no more."""
         ...
 
+    def skip(self) -> int:
+        """Pass over what `pull` would give; how many tokens it is."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, ready for JSON; exact."""
         ...
@@ -102,6 +106,10 @@ class ModelSource:
         positions = columns.expand_as(batch.mask).flatten()[kept]
         return Rows(rows, batch.input_ids.flatten()[kept].int(), positions.int())
 
+    def skip(self) -> int:
+        """Pass over one forward's tokens: they are read, but the model is not run."""
+        return int(next(self.stream).mask.sum())
+
     def state_dict(self) -> dict[str, Any]:
         """The stream's place."""
         return self.stream.state_dict()
@@ -129,6 +137,8 @@ class CacheSource:
     seed : int
     share : (rank, processes)
         Read every n-th shard of an epoch's order: together, all ranks read all of it once.
+    stride : int
+        How many pieces on the next pull is, for reading ahead: those between are skipped.
     """
 
     model_bytes = 0
@@ -141,6 +151,7 @@ class CacheSource:
         device: torch.device,
         seed: int,
         share: tuple[int, int] = (0, 1),
+        stride: int = 1,
     ) -> None:
         rank, processes = share
         if not 0 <= rank < processes:
@@ -151,7 +162,7 @@ class CacheSource:
                 str(cache.path),
                 f"a cache of at least {processes} shards, one a process",
             )
-        self.share = share
+        self.share, self.stride = share, stride
         self.cache, self.names, self.piece, self.device, self.seed = cache, names, piece, device, seed
         self.widths = {name: cache.widths[name] for name in names}
         self.epoch = self.shard = self.first = 0  # the shard: a place in the epoch's order
@@ -165,10 +176,18 @@ class CacheSource:
             rows = self._ahead[1].result()
         else:
             rows = self._read(here)
-        self.epoch, self.shard, self.first = after = self._after(here, len(rows.token_ids))
-        self._ahead = after, self._reader.submit(self._read, after)
+        self.epoch, self.shard, self.first = ahead = self._after(here)
+        for _ in range(self.stride - 1):
+            ahead = self._after(ahead)
+        self._ahead = ahead, self._reader.submit(self._read, ahead)
         acts = {name: devices.sent(a, self.device) for name, a in rows.acts.items()}
         return rows._replace(acts=acts)
+
+    def skip(self) -> int:
+        """Pass over the next piece, unread."""
+        here = self.epoch, self.shard, self.first
+        self.epoch, self.shard, self.first = self._after(here)
+        return self._length(here)
 
     def _order(self, epoch: int) -> list[int]:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.cache.shards))
@@ -178,11 +197,15 @@ class CacheSource:
         epoch, shard, first = place
         return self.cache.read(self._order(epoch)[shard], first, self.piece, self.names)
 
-    def _after(self, place: tuple[int, int, int], read: int) -> tuple[int, int, int]:
+    def _length(self, place: tuple[int, int, int]) -> int:
+        epoch, shard, first = place
+        return min(self.piece, self.cache.shards[self._order(epoch)[shard]].tokens - first)
+
+    def _after(self, place: tuple[int, int, int]) -> tuple[int, int, int]:
         epoch, shard, first = place
         order = self._order(epoch)
-        if first + read < self.cache.shards[order[shard]].tokens:
-            return epoch, shard, first + read
+        if first + self.piece < self.cache.shards[order[shard]].tokens:
+            return epoch, shard, first + self.piece
         return (epoch, shard + 1, 0) if shard + 1 < len(order) else (epoch + 1, 0, 0)
 
     def state_dict(self) -> dict[str, Any]:

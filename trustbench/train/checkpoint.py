@@ -25,6 +25,7 @@ from trustbench.activations import Source
 from trustbench.buffer import ActivationBuffer
 from trustbench.errors import CheckpointError, DataError, InputError, bad
 from trustbench.train.config import MAY_CHANGE, TrainConfig
+from trustbench.train.layout import Layout
 from trustbench.train.step import LayerTrainer
 
 FORMAT = "trustbench-checkpoint-3"
@@ -49,23 +50,40 @@ def save(
     source: Source,
     buffer: ActivationBuffer,
     trainers: Mapping[str, LayerTrainer],
+    layout: Layout,
 ) -> None:
-    """Write out/checkpoint; CheckpointError, with the previous one as it was, when it cannot be."""
+    """Write out/checkpoint; CheckpointError, with the previous one as it was, when it cannot be.
+
+    What is written does not depend on the number of processes: each writes whole files of some hook
+    points.
+    """
     held = buffer.state_dict()
-    state = {
-        "format": FORMAT,
-        "progress": dict(progress),
-        "hook_points": list(trainers),
-        "source": source.state_dict(),
-        "buffer": held["meta"],
-    }
-    with writing(out / "checkpoint"), files.atomic_dir(out / "checkpoint") as directory:
-        for i, trainer in enumerate(trainers.values()):
-            files.save_tensors(directory / f"layer_{i}.safetensors", trainer.state_dict())
-        for i, (name, rows) in enumerate(held["tensors"].items()):  # one in memory at a time
-            files.save_tensors(directory / f"buffer_{i}.safetensors", {name: rows})
-        state["checksums"] = {path.name: files.checksum(path) for path in sorted(directory.iterdir())}
-        files.atomic_write_json(directory / "state.json", state)
+    team, names = layout.team, list(layout.widths)
+    with writing(out / "checkpoint"), team.directory(out / "checkpoint") as directory:
+        sums: dict[str, int] = {}
+        for i, name in enumerate(names):
+            # All ranks that hold some of it make it whole, and one of them writes it.
+            made: dict[str, dict[str, Tensor]] = {}
+            if name in trainers:
+                made[f"layer_{i}"] = trainers[name].state_dict()
+            if name in layout.kept_widths:  # one in memory at a time
+                made[f"buffer_{i}"] = {name: layout.whole_stored(name, held["tensors"][name])}
+            with team.together():
+                for file, tensors in made.items() if layout.writes(name) else ():
+                    path = directory / f"{file}.safetensors"
+                    files.save_tensors(path, tensors)
+                    sums[path.name] = files.checksum(path)
+        checksums = {name: crc for part in team.objects(sums) for name, crc in part.items()}
+        if team.rank == 0:
+            state = {
+                "format": FORMAT,
+                "progress": dict(progress),
+                "hook_points": names,
+                "source": source.state_dict(),
+                "buffer": held["meta"],
+                "checksums": checksums,
+            }
+            files.atomic_write_json(directory / "state.json", state)
     buffer.saved()
 
 
@@ -74,6 +92,7 @@ def load(
     source: Source,
     buffer: ActivationBuffer,
     trainers: Mapping[str, LayerTrainer],
+    layout: Layout,
 ) -> dict[str, Any] | None:
     """Restore what `save` wrote into these objects; the progress, or None without a checkpoint.
 
@@ -88,16 +107,17 @@ def load(
     state = files.read_json(directory / "state.json")
     if not isinstance(state, dict) or state.get("format") != FORMAT or state.keys() != _STATE:
         raise CheckpointError(f"{directory}/state.json: expected format {FORMAT!r}, whole")
-    if state["hook_points"] != list(trainers):
+    names = list(layout.widths)
+    if state["hook_points"] != names:
         raise CheckpointError(f"{directory}: holds other hook points: {state['hook_points']}")
-    for i, trainer in enumerate(trainers.values()):
-        path = directory / f"layer_{i}.safetensors"
+    for name, trainer in trainers.items():
+        path = directory / f"layer_{names.index(name)}.safetensors"
         tensors = _verified(path, state["checksums"])
         try:
             trainer.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit this run ({error})") from error
-    held = _BufferFiles(directory, list(trainers), state["checksums"])
+    held = _BufferFiles(directory, layout, state["checksums"])
     try:
         buffer.load_state_dict({"tensors": held, "meta": state["buffer"]})
     except (InputError, DataError, KeyError) as error:
@@ -107,20 +127,21 @@ def load(
 
 
 class _BufferFiles(Mapping[str, Tensor]):
-    """The buffer's rows of a checkpoint, read when they are asked for."""
+    """A rank's part of the buffer's rows of a checkpoint, read when they are asked for."""
 
-    def __init__(self, directory: Path, names: list[str], checksums: Mapping[str, int]) -> None:
-        self._directory, self._names, self._checksums = directory, names, checksums
+    def __init__(self, directory: Path, layout: Layout, checksums: Mapping[str, int]) -> None:
+        self._directory, self._layout, self._checksums = directory, layout, checksums
 
     def __getitem__(self, name: str) -> Tensor:
-        path = self._directory / f"buffer_{self._names.index(name)}.safetensors"
-        return _verified(path, self._checksums)[name]
+        place = list(self._layout.widths).index(name)
+        path = self._directory / f"buffer_{place}.safetensors"
+        return self._layout.part_stored(name, _verified(path, self._checksums)[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._layout.kept_widths)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._layout.kept_widths)
 
 
 def _verified(path: Path, checksums: Mapping[str, int]) -> dict[str, Tensor]:

@@ -21,12 +21,13 @@ Decay = Literal["constant", "linear", "cosine"]
 BiasInit = Literal["geometric_median", "mean", "zero"]
 BufferDtype = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 StateDtype = Literal["fp32", "bf16"]
+Parallel = Literal["layers", "tokens"]
 Sink = Literal["tensorboard", "wandb", "trackio"]
 
 # What may differ between a run and its continuation: where and how it runs, not what it computes
 # (another number of threads may round the model's own forward differently).
 MAY_CHANGE = frozenset(
-    {"out", "checkpoint_minutes", "checkpoint_tokens", "sinks", "threads", "spill_dir"}
+    {"out", "checkpoint_minutes", "checkpoint_tokens", "sinks", "threads", "spill_dir", "parallel"}
 )
 
 
@@ -40,8 +41,8 @@ class TrainConfig(TextConfig):
         What is read, and by which model: see TextConfig.
     out
         The run's directory. If it holds this run already, the run continues where it stopped; only
-        checkpoint_minutes, checkpoint_tokens, sinks, threads and spill_dir may differ then. It may be
-        moved.
+        checkpoint_minutes, checkpoint_tokens, sinks, threads, spill_dir, parallel and the number of
+        processes may differ then. It may be moved.
     sae
         The SAEs; d_in is taken from the model when it is 0.
     tokens
@@ -103,7 +104,11 @@ class TrainConfig(TextConfig):
     sinks
         Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio.
     threads
-        CPU threads; 0: as torch chooses.
+        CPU threads of a process; 0: as torch chooses.
+    parallel
+        What several processes (torchrun) divide: layers, each trains some; or tokens, all train every
+        SAE, each on some tokens of every batch. The weights are those of one process: the same bits
+        with layers, up to the order of a few sums with tokens.
     seed
         Of the buffer's order (the SAEs have their own).
     """
@@ -137,6 +142,7 @@ class TrainConfig(TextConfig):
     checkpoint_tokens: int = 0
     sinks: list[Sink] = field(default_factory=list)
     threads: int = 0
+    parallel: Parallel = "layers"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -173,6 +179,7 @@ class TrainConfig(TextConfig):
             {
                 "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype,
                 "state_dtype": StateDtype, "buffer_dtype": BufferDtype,
+                "parallel": Parallel,
             }
         )  # fmt: skip
         for sink in self.sinks:

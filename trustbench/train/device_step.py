@@ -332,11 +332,10 @@ class DeviceTrainer(LayerTrainer):
         fvu = mse / spread if spread else float("nan")
         return StepResult(total, mse, auxk, fvu=fvu, l0=l0, dead_fraction=dead_fraction)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on."""
+    def _own_state(self) -> dict[str, Tensor]:
         self.settle()
         seen = torch.tensor([self.l0, float(self.dead_count)])
-        return super().state_dict() | {"seen": seen}
+        return super()._own_state() | {"seen": seen}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore `state_dict`; KeyError or RuntimeError when it is not this SAE's."""

@@ -15,16 +15,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trustbench import devices, files
-from trustbench.activations import ActivationCache, CacheSource, ModelSource, Source
+from trustbench.activations import ActivationCache, CacheSource, ModelSource, SharedSource, Source
 from trustbench.buffer import ActivationBuffer
 from trustbench.errors import DataError, NonFiniteError, TrustbenchError, bad
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, load_saes
 from trustbench.sae.init import initialise
+from trustbench.team import Team
 from trustbench.train import checkpoint, memory, schedule
 from trustbench.train.config import TrainConfig
 from trustbench.train.device_step import DeviceTrainer, GraphMemory
+from trustbench.train.layout import Layout
 from trustbench.train.metrics import JsonLines, import_libraries, open_sinks
+from trustbench.train.sharded_step import ShardedTrainer
 from trustbench.train.step import AdamOptions, LayerTrainer
 from trustbench.train.streams import Streams
 
@@ -35,7 +38,7 @@ class TrainResult(NamedTuple):
     """What a run left behind."""
 
     out: Path
-    saes: dict[str, SAE]  # by hook point, in eval mode
+    saes: dict[str, SAE]  # by hook point, in eval mode; those that this process trained
     tokens: int
     finished: bool  # False: stopped by Ctrl-C or SIGTERM; the same call resumes
 
@@ -68,35 +71,53 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         return _finished(out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    return _Run(config).go(progress)
+    device = devices.resolve(config.device)
+    team = Team.of_environment(device)
+    try:
+        return _Run(config, device, team).go(progress and team.rank == 0)
+    finally:
+        team.leave()
 
 
 class _Run:
     """One run: the objects, and the loop over them."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.out = config, Path(config.out)
-        self.libraries = import_libraries(config)
-        self.device = devices.resolve(config.device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # Triton launches on the current device
-        self.source = self._source()
-        widths = self.source.widths
-        if self.device.type == "cuda":
-            size = self.source.model_bytes
-            free, _ = torch.cuda.mem_get_info(self.device)
+    def __init__(self, config: TrainConfig, device: torch.device, team: Team) -> None:
+        self.config, self.out, self.team = config, Path(config.out), team
+        if config.spill and team.size > 1:
+            raise NotImplementedError(
+                "spill_host_gb, spill_disk_gb: tiers belong to one process yet; on several, a pool"
+                " (buffer_tokens) as many times as large takes the same memory of each"
+            )
+        self.libraries = import_libraries(config) if team.rank == 0 else {}
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches on the current device
+        stored = devices.dtype(config.buffer_dtype, device)
+        source = self._source()
+        self.layout = Layout(team, config.parallel, source.widths)
+        self.source: Source = source
+        if team.size > 1:
+            checked = torch.bfloat16 if stored == torch.float8_e4m3fn else stored
+            self.source = SharedSource(source, team, self.layout.kept, checked)
+        widths = {name: source.widths[name] for name in self.layout.trained}
+        if device.type == "cuda":
+            size = source.model_bytes
+            free, _ = torch.cuda.mem_get_info(device)
             # What the model takes already is part of what is needed.
-            print(memory.check(memory.predict(config, widths, size), free + size, config, widths))
+            needs = memory.check(memory.predict(config, widths, size), free + size, config, widths)
+            if team.rank == 0:
+                print(needs)
         self.buffer = ActivationBuffer(
-            widths,
+            self.layout.kept_widths,
             config.buffer_capacity,
-            dtype=devices.dtype(config.buffer_dtype, self.device),
+            dtype=stored,
             seed=config.seed,
-            device=self.device,
+            device=device,
             spill=config.spill,
         )
-        self.streams = Streams(self.device)
-        self.graphs = GraphMemory() if self.device.type == "cuda" else None
+        self.streams = Streams(device)
+        self.graphs = GraphMemory() if device.type == "cuda" else None
         self.trainers = {name: self._trainer(name, width) for name, width in widths.items()}
         self.tokens = 0
 
@@ -106,7 +127,7 @@ class _Run:
             cache = ActivationCache(config.activations)
             names = cache.select(config.layers)
             most = config.model_rows * config.context_length
-            return CacheSource(cache, names, most, self.device, config.seed)
+            return CacheSource(cache, names, most, self.device, config.seed, stride=self.team.size)
         return ModelSource(config, self.device, devices.dtype(config.model_dtype, self.device))
 
     def _trainer(self, name: str, width: int) -> LayerTrainer:
@@ -116,7 +137,7 @@ class _Run:
         sae = SAE(sae_config.replace(d_in=width)).to(self.device)
         adam = AdamOptions(config.beta1, config.beta2, config.eps, config.clip_norm)
         options: dict[str, Any] = {"dead_after_tokens": config.dead_after_tokens, "name": name}
-        fused = sae_config.activation != "jumprelu"
+        fused = sae_config.activation != "jumprelu" and not self.layout.columns
         if fused and dispatch.implementation("sparse_adam", sae.W_enc) == "triton":
             return DeviceTrainer(
                 sae,
@@ -127,11 +148,15 @@ class _Run:
                 **options,
             )
         if config.state_dtype == "bf16":
-            raise bad("state_dtype", "bf16", "fp32, except on a GPU and not for jumprelu")
+            raise bad(
+                "state_dtype", "bf16", "fp32, except on a GPU, not for jumprelu or parallel=tokens"
+            )
         if config.matmul_dtype == "bf16" or (
             config.matmul_dtype == "auto" and (self.device.type == "cuda" or dispatch.has_fast_bf16())
         ):
             sae.matmul_dtype = torch.bfloat16
+        if self.layout.columns:
+            return ShardedTrainer(sae, adam, team=self.team, **options)
         return LayerTrainer(sae, adam, **options)
 
     def go(self, progress: bool) -> TrainResult:
@@ -144,24 +169,27 @@ class _Run:
 
     def _go(self, progress: bool) -> TrainResult:
         config = self.config
-        saved = checkpoint.load(self.out, self.source, self.buffer, self.trainers)
+        parts = (self.source, self.buffer, self.trainers, self.layout)
+        with self.team.together():
+            saved = checkpoint.load(self.out, *parts)
         if saved:
             self.tokens = saved["tokens"]
         else:
             self._fill()
             self._initialise()
-        # Only now that model, text and settings have worked together does the directory exist.
-        with checkpoint.writing(self.out / "config.json"):
-            files.atomic_write_json(self.out / "config.json", config.to_dict())
-        checkpoint.remove_leftovers(self.out)
         with ExitStack() as stack:
-            position = saved["metrics_position"] if saved else 0
-            with checkpoint.writing(self.out / "metrics.jsonl"):
-                self.lines = JsonLines(self.out / "metrics.jsonl", position)
-            stack.callback(self.lines.close)
-            self.sinks = open_sinks(self.libraries, config, self.out, self.tokens)
-            for sink in self.sinks:
-                stack.callback(sink.close)
+            if self.team.rank == 0:
+                # Only now that model, text and settings have worked together is there a directory.
+                with checkpoint.writing(self.out / "config.json"):
+                    files.atomic_write_json(self.out / "config.json", config.to_dict())
+                checkpoint.remove_leftovers(self.out)
+                position = saved["metrics_position"] if saved else 0
+                with checkpoint.writing(self.out / "metrics.jsonl"):
+                    self.lines = JsonLines(self.out / "metrics.jsonl", position)
+                stack.callback(self.lines.close)
+                self.sinks = open_sinks(self.libraries, config, self.out, self.tokens)
+                for sink in self.sinks:
+                    stack.callback(sink.close)
             bar = stack.enter_context(
                 tqdm(total=config.tokens, initial=self.tokens, unit="tok", unit_scale=True,
                      smoothing=0.1, disable=not progress)
@@ -199,7 +227,8 @@ class _Run:
             self._step(batch, bar)
             self.streams.join()
             if self.device.type == "cuda" and self.steps % config.log_every == 0:
-                self.buffer.check_finite()
+                with self.team.together():
+                    self.buffer.check_finite()
             if failure:
                 self._checkpoint()  # all steps so far are whole, and _fill left the data where it was
                 raise failure
@@ -209,10 +238,12 @@ class _Run:
             late = config.checkpoint_minutes and (
                 time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
             )
-            if stopping.is_set() or due or late:
+            # Clocks and signals of ranks differ.
+            stop, save = self.team.any(stopping.is_set(), bool(due or late))
+            if stop or save:
                 self._checkpoint()
                 saved_at, saved_tokens = time.monotonic(), self.tokens
-            if stopping.is_set() and self.tokens < config.tokens:
+            if stop and self.tokens < config.tokens:
                 return False
         return True
 
@@ -242,6 +273,7 @@ class _Run:
     def _initialise(self) -> None:
         """Fit every SAE's start to the first activations."""
         for name, sample in self.buffer.peek(_INIT_TOKENS).items():
+            sample = self.layout.whole(name, sample)
             initialise(self.trainers[name].sae, sample.float(), self.config.b_dec_init)
             self.trainers[name].weights_changed()
 
@@ -255,28 +287,40 @@ class _Run:
         lr = config.learning_rate * schedule.lr_factor(config, middle)
         sparsity = schedule.sparsity_factor(config, middle)
         measure = step % config.log_every == 0 or self.tokens >= config.tokens
-        results = {
-            name: trainer.step(batch[name], lr, sparsity=sparsity, measure=measure)
-            for name, trainer in self.trainers.items()
-        }
+        with self.team.together():
+            results = {
+                name: trainer.step(
+                    self.layout.whole(name, batch[name]), lr, sparsity=sparsity, measure=measure
+                )
+                for name, trainer in self.trainers.items()
+            }
         bar.update(size)
         if measure:
             now = time.monotonic()
             speed = (self.tokens - self._last[1]) / max(now - self._last[0], 1e-9)
             self._last = (now, self.tokens)
+            lines: dict[str, dict[str, Any]] = {}
             for name, result in results.items():
                 line = {"step": step, "tokens": self.tokens, "hook_point": name, "lr": lr}
                 assert result is not None  # it was asked to measure
-                line |= result._asdict() | {"tokens_per_second": round(speed)}
-                with checkpoint.writing(self.out / "metrics.jsonl"):
-                    self.lines.write(line)
-                for sink in self.sinks:
-                    sink.write(line)
-            mean = sum((r and r.fvu) or 0.0 for r in results.values()) / len(results)
+                lines[name] = line | result._asdict() | {"tokens_per_second": round(speed)}
+            for part in self.team.objects(lines):
+                lines |= part
+            if self.team.rank == 0:
+                self._write([lines[name] for name in self.layout.widths])
+            mean = sum(line["fvu"] or 0.0 for line in lines.values()) / len(lines)
             bar.set_postfix_str(f"mean fvu {mean:.4f}")
         for count in config.snapshots:
             if before < count <= self.tokens:
                 self._save_saes(self.out / "snapshots" / str(count))
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        """To metrics.jsonl, and wherever else metrics go."""
+        for line in lines:
+            with checkpoint.writing(self.out / "metrics.jsonl"):
+                self.lines.write(line)
+            for sink in self.sinks:
+                sink.write(line)
 
     @property
     def steps(self) -> int:
@@ -284,14 +328,16 @@ class _Run:
         return next(iter(self.trainers.values())).steps
 
     def _save_saes(self, target: Path) -> None:
-        with checkpoint.writing(target), files.atomic_dir(target) as directory:
+        with checkpoint.writing(target), self.team.directory(target) as directory:
             for name, trainer in self.trainers.items():
                 trainer.settle()
-                trainer.sae.save(directory / name)
+                if self.layout.writes(name):
+                    trainer.sae.save(directory / name)
 
     def _checkpoint(self) -> None:
-        progress = {"tokens": self.tokens, "metrics_position": self.lines.position}
-        checkpoint.save(self.out, progress, self.source, self.buffer, self.trainers)
+        position = self.lines.position if self.team.rank == 0 else 0
+        progress = {"tokens": self.tokens, "metrics_position": position}
+        checkpoint.save(self.out, progress, self.source, self.buffer, self.trainers, self.layout)
 
 
 def _finished(out: Path) -> TrainResult:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from trustbench import ops
 from trustbench.errors import NonFiniteError
-from trustbench.ops import Code
+from trustbench.ops import Code, TopKCode
+from trustbench.ops.codes import FeatureCode
 from trustbench.ops.sparse_adam import Moments, Weights
 from trustbench.sae import SAE, loss
 from trustbench.sae.losses import auxk_code
@@ -77,7 +78,7 @@ class LayerTrainer:
         # Tokens since each feature was last active.
         self.inactive = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=device)
         self.weights = Weights(sae.W_enc.data, sae.W_dec.data, sae.b_enc.data)
-        self.moments = Moments.zeros_like(self.weights, moment_dtype)
+        self.moments = Moments.zeros_like(self._updated(), moment_dtype)
         # m and v of the one-dimensional parameters that sparse_adam_ does not own.
         small = [sae.b_dec] + ([sae.log_threshold] if sae.cfg.activation == "jumprelu" else [])
         self.small = [p.data.view(1, -1) for p in small]
@@ -87,6 +88,10 @@ class LayerTrainer:
     def dead(self) -> Tensor:
         """Which features are dead now, bool [F]."""
         return self.inactive >= self.dead_after
+
+    def _updated(self) -> Weights:
+        """The weights that this process updates."""
+        return self.weights
 
     def weights_changed(self) -> None:
         """To be called when something else has changed the weights: here nothing depends on them."""
@@ -123,8 +128,7 @@ class LayerTrainer:
         self, x: Tensor, lr: float, sparsity: float
     ) -> tuple[Code, Tensor, tuple[float, float, float]]:
         sae, cfg, N = self.sae, self.sae.cfg, len(x)
-        code = sae.encode_scaled(x)
-        error, squared = sae.reconstruct_scaled(code, x)
+        code, error, squared = self._reconstructed(x)
         mse = squared.sum().item() / N
         grad = error * (2 / N)
         centred = x - sae.b_dec
@@ -132,10 +136,10 @@ class LayerTrainer:
         values, indices, offsets = code.values, code.indices, code.row_offsets
         sources, grads = centred, grad
         auxk = penalty = 0.0
-        aux = auxk_code(sae, x, self.dead) if cfg.auxk_features else None
-        if aux is not None:
-            # e_hat - (x - x_hat); AuxK's entries join the code as rows N .. 2N of their own.
-            aux_error = ops.decode(aux.values, aux.indices, sae.W_dec) + error
+        found = self._auxk_residual(x, error) if cfg.auxk_features else None
+        if found is not None:
+            # AuxK's entries join the code as rows N .. 2N of their own.
+            aux, aux_error = found
             auxk = aux_error.square().sum().item() / N
             offsets = torch.cat([_offsets(code), _offsets(aux)[1:] + indices.numel()])
             values = torch.cat([values.flatten(), aux.values.flatten()])
@@ -149,44 +153,68 @@ class LayerTrainer:
         total = mse + penalty + cfg.auxk_coefficient * auxk
         self._check(total)
 
-        by_feature = ops.transpose_code(indices, cfg.d_sae, offsets)
+        values, by_feature = self._by_feature(values, indices, offsets)
         shared: dict[str, Any] = {"unit_norm": cfg.unit_norm, "l1": l1, "l1_form": cfg.l1_form}
         b_dec_grad = grad.sum(0)
         scale = 1.0
         if self.adam.clip_norm:
-            weights_squared, through_x = ops.sparse_grad_norm(
-                self.weights, values, by_feature, sources, grads, **shared
+            squared_norm, through_x = self._summed(
+                *ops.sparse_grad_norm(self._updated(), values, by_feature, sources, grads, **shared)
             )
-            scale = self._clip_scale(weights_squared + (b_dec_grad + through_x).square().sum().item())
+            scale = self._clip_scale(squared_norm + (b_dec_grad + through_x).square().sum().item())
         adam = self._adam_arguments(lr)
         through_x = ops.sparse_adam_(
-            self.weights, values, by_feature, sources, grads, self.moments,
+            self._updated(), values, by_feature, sources, grads, self.moments,
             clip_scale=scale, **shared, **adam,
         )  # fmt: skip
-        b_dec_grad = scale * (b_dec_grad + through_x)
+        b_dec_grad = scale * (b_dec_grad + self._summed(0.0, through_x)[1])
         ops.adam_(self.small[0], b_dec_grad.view(1, -1), *self.small_moments[:2], **adam)
         if cfg.activation == "batchtopk":
             self._update_threshold(code.values)
+        self._share_weights()
         return code, error, (total, mse, auxk)
+
+    # What a step on one process does here, several divide among them: see sharded_step.py.
+
+    def _reconstructed(self, x: Tensor) -> tuple[Code, Tensor, Tensor]:
+        """The code of x, x_hat - x, and its squared norms."""
+        code = self.sae.encode_scaled(x)
+        return code, *self.sae.reconstruct_scaled(code, x)
+
+    def _auxk_residual(self, x: Tensor, error: Tensor) -> tuple[TopKCode, Tensor] | None:
+        """AuxK's code, and e_hat - (x - x_hat)."""
+        aux = auxk_code(self.sae, x, self.dead)
+        if aux is None:
+            return None
+        return aux, ops.decode(aux.values, aux.indices, self.sae.W_dec) + error
+
+    def _by_feature(
+        self, values: Tensor, indices: Tensor, offsets: Tensor | None
+    ) -> tuple[Tensor, FeatureCode]:
+        """The code's values, and its entries grouped by the features that this process updates."""
+        return values, ops.transpose_code(indices, self.sae.cfg.d_sae, offsets)
+
+    def _summed(self, squared: float, through_x: Tensor) -> tuple[float, Tensor]:
+        """What the updates of all features give together."""
+        return squared, through_x
+
+    def _share_weights(self) -> None:
+        """To be called when the weights that this process updates are new."""
 
     def _autograd_step(
         self, x: Tensor, lr: float, sparsity: float
     ) -> tuple[Code, Tensor, tuple[float, float, float]]:
         sae = self.sae
         sae.zero_grad(set_to_none=True)
-        terms = loss(sae, x / sae.input_scale if sae.cfg.normalize != "none" else x)
-        total = terms.mse + sparsity * terms.penalty
-        self._check(total.item())
-        total.backward()
+        code, error, total, mse = self._backward(x, sparsity)
+        self._check(total)
         if sae.cfg.unit_norm:
             sae.project_decoder_grad_()
-        small = [sae.b_dec, sae.log_threshold]
-        parameters = [sae.W_enc, sae.W_dec, sae.b_enc, *small]
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters()]
         squared = sum(float(g.square().sum()) for g in grads)
         scale = self._clip_scale(squared) if self.adam.clip_norm else 1.0
         moments = [*self.moments, *self.small_moments]
-        for i, parameter in enumerate(parameters):
+        for i, parameter in enumerate(self._parameters()):
             flat = parameter.data.view(-1, parameter.shape[-1])
             m, v = (moment.view_as(flat) for moment in moments[2 * i : 2 * i + 2])
             ops.adam_(
@@ -198,8 +226,21 @@ class LayerTrainer:
                 **self._adam_arguments(lr),
             )
         sae.zero_grad(set_to_none=True)
+        return code, error, (total, mse, 0.0)
+
+    def _parameters(self) -> list[Tensor]:
+        """In the order of the moments."""
+        sae = self.sae
+        return [sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec, sae.log_threshold]
+
+    def _backward(self, x: Tensor, sparsity: float) -> tuple[Code, Tensor, float, float]:
+        """Leave the gradients in the parameters; the code, x_hat - x, the loss and its mse."""
+        sae = self.sae
+        terms = loss(sae, x / sae.input_scale if sae.cfg.normalize != "none" else x)
+        total = terms.mse + sparsity * terms.penalty
+        total.backward()
         code = terms.code._replace(values=terms.code.values.detach())
-        return code, terms.x_hat.detach() - x, (total.item(), terms.mse.item(), 0.0)
+        return code, terms.x_hat.detach() - x, total.item(), terms.mse.item()
 
     def _check(self, total: float) -> None:
         if total != total or total in (float("inf"), float("-inf")):
@@ -224,7 +265,11 @@ class LayerTrainer:
             known.copy_(torch.where(least.isinf(), known, new))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on."""
+        """Every tensor that the next step depends on, whole."""
+        return self._own_state()
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The same, as far as this process holds it."""
         state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         state |= {f"adam.{name}": t for name, t in self.moments._asdict().items()}
         state |= {f"adam.small.{i}": tensor for i, tensor in enumerate(self.small_moments)}
@@ -232,7 +277,7 @@ class LayerTrainer:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore `state_dict`; KeyError or RuntimeError when it is not this SAE's."""
-        mine = self.state_dict()
+        mine = self._own_state()
         if mine.keys() != state.keys():
             raise KeyError(f"missing or unexpected tensors {sorted(mine.keys() ^ state.keys())}")
         for name, tensor in mine.items():  # all of them before the first is overwritten
