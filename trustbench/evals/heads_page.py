@@ -52,7 +52,7 @@ def write_page(path: Path, profile: Mapping[str, Any]) -> None:
 
 def _strongest(scores: Scores) -> str:
     found = [
-        (value, f"{layer} head {i}")
+        (value, f"layer {_short(layer)}, head {i}")
         for layer, heads in scores.items()
         for i, value in enumerate(heads["induction"])
         if value is not None
@@ -64,6 +64,8 @@ def _maps(scores: Scores, nulls: Mapping[str, Scores]) -> str:
     return "".join(
         f'<div class="panel"><h4>{escape(heading)}</h4>{_map(scores, name, nulls)}</div>'
         for name, heading in _MAPS
+        # Where every head has keys of its own there is no group to differ within.
+        if any(value is not None for heads in scores.values() for value in heads[name])
     )
 
 
@@ -72,7 +74,7 @@ def _map(scores: Scores, name: str, nulls: Mapping[str, Scores]) -> str:
     for layer, heads in scores.items():
         cells = []
         for i, value in enumerate(heads[name]):
-            if value is None:  # one head has no other to differ from
+            if value is None:
                 cells.append("<td>–</td>")
                 continue
             hint = [f"{layer}, {i}: {value:.3f}"]

@@ -108,7 +108,7 @@ class TrainConfig(TextConfig):
     parallel
         What several processes (torchrun) divide: layers, each trains some; or tokens, all train every
         SAE, each on some tokens of every batch. The weights are those of one process: the same bits
-        with layers, up to the order of a few sums with tokens.
+        with layers, up to the order of a few sums with tokens. `out` is one directory for them all.
     seed
         Of the buffer's order (the SAEs have their own).
     """
