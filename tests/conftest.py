@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiny import write_model
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 
@@ -64,17 +66,7 @@ def tiny_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory, tiny_tokenizer) -> Path:
     """A random GPT-NeoX with three layers, on disk with its tokenizer."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("model")
-    GPTNeoXForCausalLM(config).save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return path
+    return write_model(tmp_path_factory.mktemp("model"), tiny_tokenizer, 16)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import trustbench as tb
+from tests.tiny import write_model
 from tests.train.runs import metric_lines, weights
 from trustbench.activations import CaptureConfig, capture_activations
 from trustbench.activations.config import CAPTURED
@@ -49,17 +50,7 @@ def torchrun(ranks: int, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def model(tiny_tokenizer, tmp_path_factory) -> Path:
     """Three layers of width 80: no whole number of MXFP8's blocks, and an odd one of them."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=300, hidden_size=80, num_hidden_layers=3, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("model")
-    GPTNeoXForCausalLM(config).save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return path
+    return write_model(tmp_path_factory.mktemp("model"), tiny_tokenizer, 80)
 
 
 @pytest.fixture(scope="module")
