@@ -1,0 +1,1 @@
+"""The regression guard: figures that no busy machine changes, against their records."""
