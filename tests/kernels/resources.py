@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import os
 import pkgutil
 import re
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+
+from benchmarks.guard import sass
 
 TARGETS = (80, 90, 100)
 
@@ -65,7 +69,7 @@ def measure(module: str, place: int, target: int) -> dict[str, object]:
         usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
         listing = _output(tools / "nvdisasm", "-c", file.name)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    count = {name: len(re.findall(rf"\b{name}\b", listing)) for name in _INSTRUCTIONS}
+    opcodes = sass.opcodes(listing)
     return {
         "module": module,
         "name": build.name,
@@ -74,13 +78,36 @@ def measure(module: str, place: int, target: int) -> dict[str, object]:
         "registers": registers,
         "stack": stack,
         "shared": compiled.metadata.shared,
-        "spills": count["LDL"] + count["STL"],
-        "wgmma": count["HGMMA"],
-        "tensor": count["HGMMA"] + count["HMMA"] + count["UTCHMMA"],
+        "wgmma": opcodes.count("HGMMA"),
+        "mix": sass.mix(listing),
     }
 
 
-_INSTRUCTIONS = ("LDL", "STL", "HGMMA", "HMMA", "UTCHMMA")
+def version() -> str:
+    """What the figures hold for: Triton brings its compiler along."""
+    return importlib.metadata.version("triton").partition("+")[0]
+
+
+def named(figures: list[dict]) -> dict[str, dict[str, int]]:
+    """What is recorded of every kernel, by "MODULE, KERNEL, BUILD, sm_NN"."""
+    return {
+        f"{f['module']}, {f['kernel']}, {f['name']}, sm_{f['target']}": {
+            name: f[name] for name in ("registers", "stack", "shared")
+        }
+        | f["mix"]
+        for f in figures
+    }
+
+
+def measured() -> list[dict]:
+    """Every figure, compiled in a process without the interpreter."""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.resources"],
+        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout)
 
 
 def _output(*command: object) -> str:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.kernels.resources import builds
-
-ROOT = Path(__file__).parents[2]
+from benchmarks.guard import records
+from tests.kernels.resources import builds, measured, named, version
 
 
 def described(place: tuple[str, int]) -> str:
@@ -26,14 +21,8 @@ def described(place: tuple[str, int]) -> str:
 @pytest.fixture(scope="module")
 def figures() -> dict[tuple[str, str, str], list[dict]]:
     """What the tools read, by (module, kernel, name): compiled in a process without interpreter."""
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.resources"],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
     found: dict[tuple[str, str, str], list[dict]] = {}
-    for figure in json.loads(run.stdout):
+    for figure in measured():
         key = figure["module"], figure["kernel"], figure["name"]
         found.setdefault(key, []).append(figure)
     return found
@@ -47,12 +36,22 @@ def test_stays_within_its_limits(place, figures):
     assert [figure["target"] for figure in found] == list(build.targets)
     for figure in found:
         assert figure["registers"] <= build.limits.registers, figure
-        assert figure["spills"] <= build.limits.spills.get(figure["target"], 0), figure
+        assert figure["mix"]["spills"] <= build.limits.spills.get(figure["target"], 0), figure
         assert figure["shared"] <= build.limits.shared, figure
         if build.matmul:
-            assert figure["tensor"] > 0, figure
+            assert figure["mix"]["matmul"] > 0, figure
             if figure["target"] == 90:
                 assert figure["wgmma"] > 0, figure
+
+
+def test_everything_is_as_recorded(figures):
+    """Registers, memory and instructions of all builds, with the Triton that is installed."""
+    recorded = records.read(records.path_of("triton", version()))
+    if recorded is None:
+        pytest.skip(f"nothing is recorded for Triton {version()}: {records.UPDATE} does that")
+    now = named([figure for build in figures.values() for figure in build])
+    found = records.changes(recorded, now)
+    assert not found, f"\n{records.table(found)}\nIf that is meant to be so: {records.UPDATE}"
 
 
 def test_every_kernel_is_guarded():
