@@ -17,6 +17,11 @@ if not torch.cuda.is_available():
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """`pytest -n auto`: a process a core; each takes half a gigabyte, and some tests much more."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_threads_and_seed():
     torch.set_num_threads(1)

@@ -176,5 +176,5 @@ def test_capped_registers_do_not_spill():
     figures = json.loads(run.stdout)
     assert figures
     for figure in figures:
-        assert figure["registers"] <= figure["maxnreg"] and figure["spills"] == 0, figure
+        assert figure["registers"] <= figure["maxnreg"] and figure["mix"]["spills"] == 0, figure
         assert figure["wgmma"] > 0, figure
