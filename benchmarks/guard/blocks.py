@@ -1,9 +1,10 @@
 """Assembly that counts the instructions it executes.
 
 A basic block is a run of instructions that begins at a label or after a jump: all of it runs, or
-nothing. So one addition at its beginning counts it, and a program counts itself at a quarter of its
-speed, with any instruction set; valgrind knows no AVX-512, and a virtual machine has no counters.
-The compiler's own instructions stay as they are, flags and red zone included.
+nothing. So one addition at its beginning counts it, and a program counts itself in milliseconds, with
+any instruction set: valgrind knows no AVX-512, many virtual machines have no counters, and stepping
+takes microseconds an instruction. The compiler's own instructions stay as they are, with flags and
+red zone; the assembler's padding is not counted.
 """
 
 from __future__ import annotations

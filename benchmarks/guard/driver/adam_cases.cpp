@@ -31,7 +31,9 @@ void optimizers(Cases& cases, const tb::Kernels& kernels) {
         cases.push_back({"adam" + name, [=] {
             kernels.adam(dec.moments(), dense.data(), kFeatures, kWidth, adam(unit_norm), 1);
         }});
-        cases.push_back({"sparse_adam" + name, [=] { kernels.sparse_adam(step(0, false), adam(unit_norm), db_dec.data()); }});
+        cases.push_back({"sparse_adam" + name, [=] {
+            kernels.sparse_adam(step(0, false), adam(unit_norm), db_dec.data());
+        }});
         cases.push_back({"sparse_grad_norm" + name, [=] {
             kernels.sparse_grad_norm(step(0, false), unit_norm, db_dec.data());
         }});

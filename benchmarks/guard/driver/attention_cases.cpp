@@ -11,7 +11,8 @@ struct Inputs {
     Both q{kHeads * kT * kD, 1}, k{kT * kD, 2}, v{kT * kD, 3};
     Array<float> sinks = floats(kHeads, 4);
     Array<std::int32_t> segments{kT}, targets{kT * kTargets};
-    Array<float> out{kHeads * kT * kD}, rows{4 * kHeads * kT}, top_p{kHeads * kT * kTop}, mass{kHeads * kT * kTargets};
+    Array<float> out{kHeads * kT * kD}, rows{4 * kHeads * kT};
+    Array<float> top_p{kHeads * kT * kTop}, mass{kHeads * kT * kTargets};
     Array<std::int32_t> top_index{kHeads * kT * kTop};
 
     Inputs() {

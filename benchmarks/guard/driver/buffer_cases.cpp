@@ -19,7 +19,8 @@ struct Buffer {
     std::unique_ptr<tb::Pool> pool;
 
     Buffer(std::int64_t tokens, std::int64_t host_bytes) {
-        const std::vector<tb::HookRows> hooks{{kD, tb::RowKind::bf16, narrow.data()}, {kD, tb::RowKind::mx8, small.data()}};
+        const std::vector<tb::HookRows> hooks{{kD, tb::RowKind::bf16, narrow.data()},
+                                              {kD, tb::RowKind::mx8, small.data()}};
         pool = std::make_unique<tb::Pool>(hooks, tb::PoolOptions{kCapacity, 7, false, {host_bytes, 0, ""}},
                                           tb::host_backend(hooks, row_kernels));
         for (; tokens > 0; tokens -= kTake) put();

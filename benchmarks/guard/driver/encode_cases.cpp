@@ -29,10 +29,14 @@ void encoders(Cases& cases, const tb::Kernels& kernels) {
                             Form{"fp32 in a bf16 matmul", tb::Dtype::f32, true}}) {
         const std::string name = form.name;
         const tb::Encoder e = in.encoder(form.stored, form.bf16_matmul);
-        cases.push_back({"encode_topk " + name, [=] { kernels.encode_topk(e, kK, in.values.data(), in.indices.data()); }});
+        cases.push_back({"encode_topk " + name, [=] {
+            kernels.encode_topk(e, kK, in.values.data(), in.indices.data());
+        }});
         cases.push_back({"encode_batchtopk " + name, [=] { kernels.encode_batchtopk(e, kN * kK); }});
         cases.push_back({"encode_relu " + name, [=] { kernels.encode_relu(e, nullptr); }});
-        cases.push_back({"encode_relu with thresholds " + name, [=] { kernels.encode_relu(e, in.threshold.data()); }});
+        cases.push_back({"encode_relu with thresholds " + name, [=] {
+            kernels.encode_relu(e, in.threshold.data());
+        }});
     }
 }
 

@@ -16,7 +16,8 @@ extern const Kernels kernels;
 
 int main() {
     guard::Cases cases;
-    for (const auto fill : {guard::encoders, guard::codes, guard::optimizers, guard::attention, guard::rows, guard::buffers})
+    for (const auto fill : {guard::encoders, guard::codes, guard::optimizers, guard::attention, guard::rows,
+                            guard::buffers})
         fill(cases, tb::TB_ISA::kernels);
     for (const guard::Case& one : cases) {
         const std::uint64_t before = guard_instructions;

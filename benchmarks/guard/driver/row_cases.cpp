@@ -42,8 +42,12 @@ void rows(Cases& cases, const tb::Kernels& kernels) {
         }});
     }
     constexpr std::int64_t bytes = tb::row_bytes(Kind::mx8, kD);
-    cases.push_back({"gather_rows", [=] { kernels.gather_rows(pool.data(), slots.data(), kRows, bytes, out.data(), 1); }});
-    cases.push_back({"scatter_rows", [=] { kernels.scatter_rows(out.data(), slots.data(), kRows, bytes, pool.data(), 1); }});
+    cases.push_back({"gather_rows", [=] {
+        kernels.gather_rows(pool.data(), slots.data(), kRows, bytes, out.data(), 1);
+    }});
+    cases.push_back({"scatter_rows", [=] {
+        kernels.scatter_rows(out.data(), slots.data(), kRows, bytes, pool.data(), 1);
+    }});
 }
 
 }  // namespace guard
