@@ -17,9 +17,24 @@ if not torch.cuda.is_available():
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+# These take minutes each. They begin first, so that no process is left alone with one of them.
+LONGEST = ("test_gpu_benchmark.py", "test_demo.py", "test_resources.py")
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """`pytest -n auto`: a process a core; each takes half a gigabyte, and some tests much more."""
     return min(8, len(os.sched_getaffinity(0)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """On several processes a file's tests stay together: they share what its fixtures compile."""
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
