@@ -21,6 +21,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 LONGEST = ("test_gpu_benchmark.py", "test_demo.py", "test_resources.py")
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_xdist_auto_num_workers() -> int:
     """`pytest -n auto`: a process a core; each takes half a gigabyte, and some tests much more."""
     return min(8, len(os.sched_getaffinity(0)))
