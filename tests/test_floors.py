@@ -14,7 +14,7 @@ PACKAGE = ROOT / "trustbench"
 # Each floor may import the floors named before it.
 FLOORS = [
     {"errors", "__init__", "_C", "_cuda"},
-    {"files", "devices"},
+    {"files", "devices", "roofline"},
     {"team"},
     {"kernels"},
     {"ops"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"data", "capture", "buffer"},
     {"activations"},
     {"train", "evals"},
-    {"demo", "info"},
+    {"demo", "info", "bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,20 +1,15 @@
-"""Timing on a device, and its two ceilings."""
+"""Timing on a device."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-
-class Ceilings(NamedTuple):
-    """Measured at the start of a run: what no kernel can beat."""
-
-    bytes_per_second: float  # a copy, read and written bytes together
-    flops: float  # a large bf16 matmul
+from trustbench.roofline import Ceilings, Floor, measure_ceilings
 
 
 class Clock:
@@ -52,20 +47,13 @@ class Clock:
         return median(times)
 
     def ceilings(self) -> Ceilings:
-        """Copy bandwidth and bf16 matmul rate, on random data."""
-        size = 2**29 if self.on_gpu else 2**16
-        source = torch.randn(size // 4, device=self.device)
-        target = torch.empty_like(source)
-        copy = self.seconds(lambda: target.copy_(source))
-        n = 8192 if self.on_gpu else 64
-        a, b = (torch.randn(n, n, device=self.device).bfloat16() for _ in range(2))
-        product = self.seconds(lambda: a @ b.T)
-        return Ceilings(2 * size / copy, 2 * n**3 / product)
+        """Copy bandwidth and matmul rates of the device."""
+        return measure_ceilings(self.device, self.seconds, small=not self.on_gpu)
 
 
 def floor(ceilings: Ceilings, moved: float, flops: float = 0.0) -> float:
-    """The least seconds for so many bytes and operations."""
-    return max(moved / ceilings.bytes_per_second, flops / ceilings.flops)
+    """The least seconds for so many bytes and bf16 operations."""
+    return Floor(moved, flops, "bf16").seconds(ceilings)
 
 
 def milliseconds(seconds: float | str | None) -> str:

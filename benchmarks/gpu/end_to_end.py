@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.clock import Ceilings
 from benchmarks.gpu.profile import host_waits
 from trustbench.buffer import ActivationBuffer
 from trustbench.capture import ActivationCapture, resolve_hook_points
 from trustbench.ops.spec import Shape
+from trustbench.roofline import Ceilings
 from trustbench.sae import SAE, SAEConfig
 from trustbench.train import TrainConfig
 from trustbench.train.device_step import DeviceTrainer, GraphMemory
@@ -146,8 +146,8 @@ def run(
     gathers = 0.0 if matmuls == 5 else 3 * 2.0 * l0 * d
     forward = 2.0 * sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
     state = 2 * F * d * ((24 if job.state_dtype == "fp32" else 16) + 4) / N
-    floor = forward / ceilings.flops + layers * (
-        matmuls * 2.0 * d * F / ceilings.flops + (gathers + state) / ceilings.bytes_per_second
+    floor = forward / ceilings.flops["bf16"] + layers * (
+        matmuls * 2.0 * d * F / ceilings.flops["bf16"] + (gathers + state) / ceilings.bytes_per_second
     )
     return Outcome(job.name, speed, alone, 1 / floor, peak, needed.total - needed.other, waits, l0)
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.clock import Ceilings, Clock, floor
+from benchmarks.gpu.clock import Clock, floor
 from trustbench.ops import dispatch
 from trustbench.ops.spec import Shape
+from trustbench.roofline import Ceilings
 
 _KERNELS = (
     "encode_topk", "decode", "code_grad", "reconstruct", "transpose_code", "weight_grad", "adam",

@@ -28,7 +28,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
         f"{m['date']}, commit {m['commit']}, torch {m['torch']}, Triton {m['triton']}, Python"
         f" {m['python']}. {size}, bf16.",
         f"Ceilings measured: copy {top['bytes_per_second'] / 1e12:.2f} TB/s, matmul"
-        f" {top['flops'] / 1e12:.0f} TFLOP/s.",
+        f" {top['flops']['bf16'] / 1e12:.0f} TFLOP/s in bf16.",
         "",
         "## Checks",
         "",
