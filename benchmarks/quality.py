@@ -1,116 +1,69 @@
-"""fvu and dead features at equal tokens, on the demo model: was speed bought with quality?
-
-    python benchmarks/quality.py --peers-python PATH
-
-Every contender trains on the same captured activations in the same order, with the same k and width
-and its own AuxK, at each learning rate of one small grid, and is tested on the same held-out
-activations.
-"""
+"""The report's section on quality: fvu and dead features against tokens and against seconds."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from harness import Worker, machine, write
+from benchmarks.charts import OURS, save
+from benchmarks.record import Row, by_case
+from benchmarks.tables import absent, markdown, milliseconds
+from trustbench.demo.charts import pyplot
 
-from trustbench.buffer import ActivationBuffer
-from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
-from trustbench.data import Documents, TokenStream
-from trustbench.demo import assets
-from trustbench.sae.init import measure_input_scale
-
-CONTENDERS = ["trustbench", "sparsify", "SAELens"]
-RATES = [1e-3, 3e-3, 4e-3, 6e-3]
+_HEAD = ("", "version", "learning rate", "fvu", "never active", "ms a step", "seconds of training")
 
 
-def capture(text: Path, layer: int, tokens: int, shuffled: bool) -> torch.Tensor:
-    """Activations [tokens, d] of one layer; training ones through the shuffling buffer."""
-    model, tokenizer = load_model(str(assets.MODEL))
-    points = resolve_hook_points(model, [layer])
-    run = ActivationCapture(model, points)
-    name, rows = points[0].name, []
-    for batch in TokenStream(Documents(str(text)), tokenizer, 256, 16, repeat=shuffled):
-        rows.append(run.run(batch.input_ids)[name][batch.mask])
-        if sum(map(len, rows)) >= tokens:
-            break
-    acts = torch.cat(rows)[:tokens]
-    if not shuffled:
-        return acts
-    buffer = ActivationBuffer({name: acts.shape[1]}, len(acts))
-    buffer.put({name: acts})
-    return torch.cat([part[name] for part in buffer.batches(8192)])
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: where each contender ends, at each rate; its best rate in bold."""
+    parts = []
+    for case, found in by_case(list(rows)).items():
+        body = []
+        for row in found:
+            if "absent" in row:
+                body.append(absent(row, len(_HEAD)))
+                continue
+            for rate, end in row["rates"].items():
+                best = float(rate) == row["rate"]
+                mark = "**" if best else ""
+                cells = [row["contender"], row["version"], rate, f"{mark}{end['fvu']:.4f}{mark}"]
+                cells += [f"{end['never_active']:.1%}", milliseconds(row) if best else ""]
+                body.append([*cells, f"{end['seconds']:.1f}"])
+        parts.append(f"{case}\n\n{markdown(_HEAD, body)}")
+    return "\n\n".join(parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers-python", default=sys.executable, help="python that has the peers")
-    parser.add_argument("--layer", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=350_000)
-    parser.add_argument("--d-sae", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--dead-after", type=int, default=20_000, help="tokens; for AuxK")
-    parser.add_argument("--batch", type=int, default=2048)
-    args = parser.parse_args()
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """fvu above, dead features below; against tokens left, against seconds right; best rates."""
+    present = [row for row in rows if "absent" not in row]
+    with pyplot() as plt:
+        from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
-    train = capture(assets.TRAIN_TEXT, args.layer, args.tokens, shuffled=True)
-    test = capture(assets.HELDOUT_TEXT, args.layer, 20_000, shuffled=False)
-    scale = measure_input_scale(train)  # the same for all: the grid of rates then fits all
-    figures = []
-    with tempfile.TemporaryDirectory() as folder:
-        files = {"train": f"{folder}/train.pt", "test": f"{folder}/test.pt"}
-        torch.save(train * scale, files["train"])
-        torch.save(test * scale, files["test"])
-        shape = {"d": train.shape[1], "F": args.d_sae, "k": args.k, "bf16": False}
-        shape["dead_after"] = args.dead_after
-        for name in CONTENDERS:
-            for lr in RATES:
-                steps = len(train) // args.batch
-                worker = Worker(name, args.peers_python, lr=lr, steps=steps, **shape)
-                figure = {"contender": name, "lr": lr}
-                if worker.absent:
-                    figure["absent"] = worker.absent
-                else:
-                    figure |= {"version": worker.version}
-                    figure |= worker.ask(do="train", batch=args.batch, **files)
-                worker.close()
-                print(figure, flush=True)
-                figures.append(figure)
-
-    here = machine()
-    lines = [
-        f"Layer {args.layer} of the demo model, d = {train.shape[1]}, d_sae = {args.d_sae},"
-        f" k = {args.k}, {len(train):,} tokens, batches of {args.batch}, fp32, AuxK for features"
-        f" inactive for {args.dead_after:,} tokens; tested on {len(test):,} held-out tokens.",
-        f"{here['cpu']}, {here['threads']} threads, commit {here['commit']}, {here['date']}.",
-        "",
-        "| | version | lr | fvu | never active on the test |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    for f in figures:
-        if "fvu" not in f:
-            lines.append(f"| {f['contender']} | absent: {f.get('absent')} | {f['lr']:g} | | |")
-            continue
-        lines.append(
-            f"| {f['contender']} | {f['version']} | {f['lr']:g} | {f['fvu']:.4f} |"
-            f" {f['never_active']:.2%} |"
-        )
-    write(
-        "cpu_quality",
-        {"machine": here, "arguments": vars(args), "figures": figures},
-        "\n".join(lines) + "\n",
-    )
-    best = {
-        name: min((f["fvu"] for f in figures if f["contender"] == name and "fvu" in f), default=9.9)
-        for name in CONTENDERS
-    }
-    worse = [name for name in CONTENDERS if best["trustbench"] > 1.01 * best[name]]
-    if worse:
-        sys.exit(f"trustbench's best fvu is worse by more than 1 % than that of: {', '.join(worse)}")
-
-
-if __name__ == "__main__":
-    main()
+        figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row", layout="constrained")
+        colours = plt.get_cmap("plasma")
+        for i, row in enumerate(present):
+            mine = row["contender"] == "trustbench"
+            style = {
+                "color": OURS if mine else colours(0.1 + 0.75 * i / len(present)),
+                "linewidth": 2.4 if mine else 1.3,
+                "marker": "o" if mine else "s",
+                "markersize": 4 if mine else 3,
+            }
+            for column, key in enumerate(("tokens", "seconds")):
+                at = [point[key] for point in row["curve"]]
+                name = f"{row['contender']} (lr {row['rate']:g})"
+                fvu, dead = ([p[y] for p in row["curve"]] for y in ("fvu", "never_active"))
+                axes[0][column].plot(at, fvu, label=name, **style)
+                axes[1][column].plot(at, dead, label=name, **style)
+        axes[0][0].set(title="fvu on held-out activations", yscale="log")
+        axes[0][0].yaxis.set_major_formatter(ScalarFormatter())
+        axes[0][0].yaxis.set_minor_formatter(NullFormatter())
+        axes[1][0].set(title="features never active on them", xlabel="tokens")
+        axes[1][0].yaxis.set_major_formatter(PercentFormatter(1))
+        for axis in axes[:, 1]:
+            axis.set_xscale("log")
+        axes[1][1].set_xlabel("seconds of training")
+        figure.legend(
+            *axes[0][0].get_legend_handles_labels(),
+            loc="outside lower center", ncols=3, frameon=False,
+        )  # fmt: skip
+        save(plt, figure, path)

@@ -132,6 +132,28 @@ def _parser() -> ArgumentParser:
     tune.add_argument("--device", default="cuda", help="cuda or cuda:N")
     commands.add_subcommand("tune", tune, help="fit the kernels to this GPU (a minute)")
 
+    bench = ArgumentParser(
+        exit_on_error=False,
+        description="Measure this machine: every op and every main job against its floor and every"
+        " peer present, and quality beside speed. Runs in a checkout, with the extra `bench`;"
+        " benchmarks/README.md says how to install the peers.",
+    )
+    bench.add_argument("--quick", action="store_true", help="3 minutes on 2 cores (the default)")
+    bench.add_argument("--full", action="store_true", help="15 minutes: the README's shapes")
+    bench.add_argument("--gpu", action="store_true", help="every kernel and the run, on a GPU")
+    bench.add_argument("--only", default="", help="subjects, by commas: step,quality,ops,...")
+    bench.add_argument("--out", default="bench-run", help="directory of bench.json, .md and .html")
+    bench.add_argument(
+        "--peers-python", default="", help="python of the peers' environment (.peers/bin/python)"
+    )
+    bench.add_argument(
+        "--compare", default="", help="an earlier bench.json: which ratios moved by over 25 %"
+    )
+    bench.add_argument(
+        "--readme", action="store_true", help="record it, and write the README's figures from it"
+    )
+    commands.add_subcommand("bench", bench, help="speed and quality, against peers and floors")
+
     commands.add_subcommand(
         "info",
         ArgumentParser(description="Versions, devices, native modules, what runs each op."),
@@ -227,6 +249,23 @@ def _demo(options: Namespace) -> int:
     _quiet_transformers()
     run_demo(Path(options.out), tokens=options.tokens)
     return 0
+
+
+def _bench(options: Namespace) -> int:
+    from trustbench.bench import run_benchmarks
+    from trustbench.errors import bad
+
+    if options.quick and (options.full or options.gpu):
+        raise bad("quick", True, "one of --quick, --full and --gpu")
+    return run_benchmarks(
+        full=options.full,
+        gpu=options.gpu,
+        only=options.only,
+        out=Path(options.out),
+        peers_python=options.peers_python,
+        compare=Path(options.compare) if options.compare else None,
+        readme=options.readme,
+    )
 
 
 def _info(_: Namespace) -> int:

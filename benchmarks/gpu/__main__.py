@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.gpu import attention, buffer, checks, end_to_end, kernels, peers, quality, report
 from benchmarks.gpu.clock import Clock
-from benchmarks.harness import machine
+from benchmarks.machine import machine
 from trustbench import ops
 from trustbench.ops.spec import Shape
 from trustbench.train.tune import tune

@@ -31,7 +31,7 @@ _CURVES = (
 
 
 @contextmanager
-def _pyplot() -> Iterator[Any]:
+def pyplot() -> Iterator[Any]:
     """matplotlib.pyplot in the report's style."""
     try:
         import matplotlib
@@ -72,7 +72,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     """
     names = list(dict.fromkeys(line["hook_point"] for line in metrics))
     curves = [c for c in _CURVES if c[0] == "fvu" or len({line[c[0]] for line in metrics}) > 1]
-    with _pyplot() as plt:
+    with pyplot() as plt:
         from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
         figure, axes = plt.subplots(
@@ -107,7 +107,7 @@ def density_histograms(report: EvalReport) -> str:
     edges = report.density_edges
     width = 0.9 * (edges[1] - edges[0])
     first = max(edges[0], -5)  # what lies below is too rare for any text a report is made from
-    with _pyplot() as plt:
+    with pyplot() as plt:
         figure, axes = plt.subplots(
             rows, columns, figsize=(11, 2.2 * rows), squeeze=False, sharey=True,
             layout="constrained",

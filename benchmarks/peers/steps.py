@@ -1,30 +1,33 @@
-"""One SAE training step, by us and by each peer, behind one small interface.
+"""One SAE training step, by us and by each peer.
 
 Every peer runs its own classes, in the order of operations of its own trainer (the file named in its
 docstring). `dead_after` switches AuxK on, each contender with its own form of it, for features
-inactive for so many tokens; 0 leaves it off (no feature is dead in a speed run). worker.py imports
-this file in whatever environment has the peer, so it imports nothing before it is asked to.
+inactive for so many tokens; 0 leaves it off (no feature is dead in a speed run).
 """
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
+import importlib.util
+import sys
+import time
+import types
 
 import torch
+from base import Contender, autocast, version_of
 from torch import Tensor
 
+SMALL = {"N": 4, "d": 8, "F": 16, "k": 2}
 
-class Contender:
+
+class Step(Contender):
     """`step(x)` is one full Adam step on x [N, d]; `code(x)` is for measuring quality."""
 
-    version = torch.__version__
-
     def __init__(
-        self, d: int, F: int, k: int, lr: float, steps: int, bf16: bool, dead_after: int = 0
+        self, N: int, d: int, F: int, k: int, lr: float, steps: int, bf16: bool, dead_after: int
     ) -> None:
-        self.d, self.F, self.k, self.lr, self.steps, self.bf16 = d, F, k, lr, steps, bf16
-        self.dead_after = dead_after
+        self.N, self.d, self.F, self.k = N, d, F, k
+        self.lr, self.steps, self.bf16, self.dead_after = lr, steps, bf16, dead_after
+        self.files: dict[str, Tensor] = {}
         self.build()
 
     def build(self) -> None:
@@ -37,24 +40,46 @@ class Contender:
         """(x_hat [N, d], how often each feature is active [F])."""
         raise NotImplementedError
 
-    def autocast(self) -> Any:
-        return torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+    def prepare(self) -> Tensor:
+        return torch.randn(self.N, self.d)
+
+    def run(self, given: Tensor) -> None:
+        self.step(given)
+
+    def train(self, file: str, start: int, stop: int) -> list[float]:
+        """Train on rows start to stop of a saved tensor; the seconds of every step."""
+        seconds = []
+        for x in self._rows(file)[start:stop].split(self.N):
+            began = time.perf_counter()
+            self.step(x)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    def test(self, file: str) -> dict[str, float]:
+        """fvu, and the share of features never active, on a saved tensor."""
+        x = self._rows(file)
+        error, fired = 0.0, torch.zeros(self.F, dtype=torch.long)
+        for part in x.split(self.N):
+            x_hat, counts = self.code(part)
+            error += (part - x_hat).double().square().sum().item()
+            fired += counts
+        total = (x - x.mean(0)).double().square().sum().item()
+        return {"fvu": error / total, "never_active": (fired == 0).double().mean().item()}
+
+    def _rows(self, file: str) -> Tensor:
+        if file not in self.files:
+            self.files[file] = torch.load(file)
+        return self.files[file]
 
 
-def _version(name: str) -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version(name)
-
-
-class Trustbench(Contender):
+class Trustbench(Step):
     """The trainer's fused step; bf16: the encoder's matmul operands."""
 
     def build(self) -> None:
         from trustbench.sae import SAE, SAEConfig
         from trustbench.train.step import LayerTrainer
 
-        self.version = _version("trustbench")
+        self.version = version_of("trustbench")
         auxk = -1 if self.dead_after else 0
         sae = SAE(SAEConfig(d_in=self.d, d_sae=self.F, k=self.k, auxk=auxk))
         sae.matmul_dtype = torch.bfloat16 if self.bf16 else None
@@ -75,13 +100,13 @@ class Trustbench(Contender):
         return self.trainer.sae.decode(code), firing_counts(code, self.F)
 
 
-class Sparsify(Contender):
+class Sparsify(Step):
     """sparsify/trainer.py: normalise the decoder, forward, backward, project, Adam."""
 
     def build(self) -> None:
         from sparsify import SparseCoder, SparseCoderConfig
 
-        self.version = _version("eai-sparsify")
+        self.version = version_of("eai-sparsify")
         torch.manual_seed(0)
         config = SparseCoderConfig(num_latents=self.F, k=self.k, normalize_decoder=True)
         self.sae = SparseCoder(self.d, config, dtype=torch.float32)
@@ -95,7 +120,7 @@ class Sparsify(Contender):
             self.started = True
         self.sae.set_decoder_norm_to_unit_norm()
         variance = (x - x.mean(0)).pow(2).sum()
-        with self.autocast():
+        with autocast(self.bf16):
             dead = self.inactive > self.dead_after if self.dead_after else None
             out = self.sae(x, y=x, dead_mask=dead, total_variance=variance)
         self.inactive += len(x)
@@ -112,7 +137,7 @@ class Sparsify(Contender):
         return out.sae_out, torch.bincount(active.flatten(), minlength=self.F)
 
 
-class SaeLens(Contender):
+class SaeLens(Step):
     """SAETrainer._train_step of sae_lens/training/sae_trainer.py with a TopKTrainingSAE."""
 
     def build(self) -> None:
@@ -120,7 +145,7 @@ class SaeLens(Contender):
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
-        self.version = _version("sae-lens")
+        self.version = version_of("sae-lens")
         torch.manual_seed(0)
         config = TopKTrainingSAEConfig(
             d_in=self.d,
@@ -131,18 +156,18 @@ class SaeLens(Contender):
         )
         self.sae = TopKTrainingSAE(config)
         trainer_config = SAETrainerConfig(
-            total_training_samples=self.steps * 2048,
-            train_batch_size_samples=2048,
+            total_training_samples=self.steps * self.N,
+            train_batch_size_samples=self.N,
             lr=self.lr,
             device="cpu",
             lr_end=self.lr / 10,
-            dead_feature_window=max(1, self.dead_after // 2048) if self.dead_after else 1000,
+            dead_feature_window=max(1, self.dead_after // self.N) if self.dead_after else 1000,
             autocast=False,  # entered in step(): on the CPU as its trainer does on a GPU
         )
         self.trainer = SAETrainer(trainer_config, self.sae, iter(()))
 
     def step(self, x: Tensor) -> None:
-        with self.autocast():
+        with autocast(self.bf16):
             self.trainer._train_step(self.sae, x)
         self.trainer.n_training_steps += 1
 
@@ -152,22 +177,23 @@ class SaeLens(Contender):
         return self.sae.decode(acts), (acts > 0).sum(0)
 
 
-class DictionaryLearning(Contender):
+class DictionaryLearning(Step):
     """TopKTrainer.update of dictionary_learning/trainers/top_k.py."""
 
     def build(self) -> None:
         from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 
-        self.version = _version("dictionary-learning")
+        self.version = version_of("dictionary-learning")
         self.trainer = TopKTrainer(
             steps=max(self.steps, 10), activation_dim=self.d, dict_size=self.F, k=self.k, layer=0,
-            lm_name="none", dict_class=AutoEncoderTopK, lr=self.lr, auxk_alpha=0.0, warmup_steps=0,
-            seed=0, device="cpu",
+            lm_name="none", dict_class=AutoEncoderTopK, lr=self.lr, warmup_steps=0, seed=0,
+            device="cpu", auxk_alpha=1 / 32 if self.dead_after else 0.0,  # 1 / 32 is its default
         )  # fmt: skip
+        self.trainer.dead_feature_threshold = self.dead_after or 10_000_000
         self.done = 0
 
     def step(self, x: Tensor) -> None:
-        with self.autocast():
+        with autocast(self.bf16):
             self.trainer.update(self.done, x)
         self.done += 1
 
@@ -177,7 +203,50 @@ class DictionaryLearning(Contender):
         return self.trainer.ae.decode(acts), (acts > 0).sum(0)
 
 
-class Dense(Contender):
+class Overcomplete(Step):
+    """train_sae of overcomplete/sae/train.py, monitoring off, with a TopKSAE."""
+
+    def build(self) -> None:
+        # The package's first import loads vision models (torchvision, OpenCV); its SAEs need none.
+        if "overcomplete" not in sys.modules:
+            found = importlib.util.find_spec("overcomplete")
+            if found is None:
+                raise ModuleNotFoundError("No module named 'overcomplete'")
+            package = types.ModuleType("overcomplete")
+            package.__path__ = list(found.submodule_search_locations or ())
+            sys.modules["overcomplete"] = package
+        from overcomplete.sae import TopKSAE
+        from overcomplete.sae.losses import top_k_auxiliary_loss
+        from overcomplete.sae.trackers import DeadCodeTracker
+
+        self.version = version_of("overcomplete")
+        torch.manual_seed(0)
+        self.sae = TopKSAE(self.d, self.F, self.k).train()
+        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=self.lr)
+        self.tracker = DeadCodeTracker(self.F, "cpu")
+        # Its AuxK has no notion of dead features: half of all that were not chosen.
+        self.auxk = top_k_auxiliary_loss if self.dead_after else None
+
+    def step(self, x: Tensor) -> None:
+        self.optimizer.zero_grad()
+        with autocast(self.bf16):
+            pre, codes, x_hat = self.sae(x)
+            if self.auxk:
+                loss = self.auxk(x, x_hat, pre, codes, self.sae.get_dictionary())
+            else:
+                loss = (x - x_hat).square().mean()
+        self.tracker.update(codes)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, codes, x_hat = self.sae(x)
+        return x_hat, (codes > 0).sum(0)
+
+
+class Dense(Step):
     """Plain PyTorch: torch.topk, scatter, dense matmuls, autograd, torch.optim.Adam."""
 
     compiled = False
@@ -188,7 +257,9 @@ class Dense(Contender):
         zeros = (torch.zeros(self.F), torch.zeros(self.d))
         self.parameters = [t.requires_grad_() for t in (W.clone(), W.clone(), *zeros)]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr)
-        self.loss = torch.compile(self.plain_loss) if self.compiled else self.plain_loss
+        self.loss = (
+            torch.compile(self.plain_loss, dynamic=False) if self.compiled else self.plain_loss
+        )
 
     def plain_loss(
         self, x: Tensor, W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, b_dec: Tensor
@@ -199,7 +270,7 @@ class Dense(Contender):
         return (x - acts @ W_dec - b_dec).square().sum(1).mean()
 
     def step(self, x: Tensor) -> None:
-        with self.autocast():
+        with autocast(self.bf16):
             loss = self.loss(x, *self.parameters)
         loss.backward()
         W_dec = self.parameters[1]
@@ -216,7 +287,7 @@ class Compiled(Dense):
     compiled = True
 
 
-class Matmul(Contender):
+class Matmul(Step):
     """The floor: the encoder's matmul and nothing else, by torch."""
 
     def build(self) -> None:
@@ -227,12 +298,13 @@ class Matmul(Contender):
         x.to(self.W.dtype) @ self.W.T
 
 
-CONTENDERS: dict[str, type[Contender]] = {
-    "matmul only": Matmul,
+CONTENDERS: dict[str, type[Step]] = {
     "trustbench": Trustbench,
     "sparsify": Sparsify,
     "SAELens": SaeLens,
     "dictionary_learning": DictionaryLearning,
+    "overcomplete": Overcomplete,
     "PyTorch dense": Dense,
     "PyTorch dense, compiled": Compiled,
+    "matmul only": Matmul,
 }
