@@ -8,6 +8,8 @@ They stand between two markers, and a test holds that they are what the record g
 
 from __future__ import annotations
 
+import textwrap
+
 from benchmarks.buffer import of_memcpy
 from benchmarks.machine import HERE, RESULTS
 from benchmarks.record import Record, Row, by_case, ours
@@ -17,6 +19,7 @@ from trustbench import files
 README = HERE.parent / "README.md"
 RECORD = RESULTS / "cpu.json"
 BEGIN = "<!-- figures: `python -m benchmarks.readme` writes them from benchmarks/results/cpu.json -->"
+PEERS = ("sparsify", "SAELens", "dictionary_learning", "overcomplete")
 END = "<!-- end of the figures -->"
 
 
@@ -60,24 +63,24 @@ def _step(record: Record) -> str:
         cells.append(" / ".join(f"{row['peak_mb']:,.0f}" for row in pair))
         body.append([f"**{cell}**" for cell in cells] if name == "trustbench" else cells)
     mine = {kind: found["trustbench"]["seconds"] for kind, found in of.items()}
-    peers = ("sparsify", "SAELens", "dictionary_learning", "overcomplete")
 
     def against(theirs: str, ours_: str) -> str:
-        found = [
-            (n, of[theirs][n]) for n in peers if "absent" not in of[theirs].get(n, {"absent": 1})
-        ]
-        return _listed([f"{row['seconds'] / mine[ours_]:.1f} × {name}" for name, row in found])
+        found = [r for name, r in of[theirs].items() if name in PEERS and "absent" not in r]
+        return _listed([f"{r['seconds'] / mine[ours_]:.1f} × {r['contender']}" for r in found])
 
     head = ("", "fp32, ms", "bf16 matmuls, ms", "peak memory, MB (fp32 / bf16)")
-    return (
-        f"One full Adam training step with unit-norm decoder, {rows[0]['case']}; median of"
-        f" {rows[0]['rounds']} interleaved rounds on {m['threads']} cores of\nan {m['cpu']} ({m['isa']}),"
-        f" torch {m['torch']}, {m['date']}, commit {m['commit']} (`benchmarks/results/cpu.md` has all"
-        f" figures;\n`trustbench bench --full` makes them):\n\n{markdown(head, body)}\n\n"
+    before = (
+        f"One full Adam training step with unit-norm decoder, {rows[0]['case']}; medians of"
+        f" {rows[0]['rounds']} interleaved rounds on {m['threads']} cores of an {m['cpu']}"
+        f" ({m['isa']}), torch {m['torch']}, {m['date']}, commit {m['commit']}"
+        " (`benchmarks/results/cpu.md` has all figures; `trustbench bench --full` makes them):"
+    )
+    after = (
         f"With bf16 matmuls that is {against('fp32', 'bf16')} as they run by default (fp32), and"
-        f" {against('bf16', 'bf16')}\nunder bf16 autocast. In fp32 throughout it is"
+        f" {against('bf16', 'bf16')} under bf16 autocast. In fp32 throughout it is"
         f" {against('fp32', 'fp32')}."
     )
+    return f"{_prose(before)}\n\n{markdown(head, body)}\n\n{_prose(after)}"
 
 
 def _quality(record: Record) -> str:
@@ -94,12 +97,13 @@ def _quality(record: Record) -> str:
         cells = [row["contender"], f"{end['fvu']:.4f}", f"{end['never_active']:.1%}"]
         body.append([*cells, f"{row['rate']:g}", f"{end['seconds']:.1f}"])
     tokens = mine["curve"][-1]["tokens"]
-    return (
-        f"Speed is not bought with quality: one layer of the demo model, {tokens:,} tokens, the same k,"
-        f" each trainer's own AuxK and the best of {len(mine['rates'])} learning rates;\nfvu and"
-        " features never active on held-out text (the suite fails where ours is worse by 1 %):\n\n"
-        + markdown(("", "fvu", "never active", "learning rate", "seconds of training"), body)
+    text = (
+        f"Speed is not bought with quality: one layer of the demo model, {tokens:,} tokens, the same"
+        f" k, each trainer's own AuxK and the best of {len(mine['rates'])} learning rates; fvu and"
+        " features never active on held-out text (the suite fails where ours is worse by 1 %):"
     )
+    head = ("", "fvu", "never active", "learning rate", "seconds of training")
+    return f"{_prose(text)}\n\n{markdown(head, body)}"
 
 
 def _buffer(record: Record) -> str:
@@ -117,10 +121,10 @@ def _buffer(record: Record) -> str:
     )
     if peers:
         text += (
-            f", {faster}. Of the pairs in a batch\n{mine['mixing']['same_document']:.1%} are of one"
+            f", {faster}. Of the pairs in a batch {mine['mixing']['same_document']:.1%} are of one"
             f" document, {pairs}, with pools of the same size"
         )
-    return f"{text}."
+    return _prose(f"{text}.")
 
 
 def _attention(record: Record) -> str:
@@ -145,11 +149,16 @@ def _attention(record: Record) -> str:
     mine = ours(rows)
     present = [r for r in rows if "absent" not in r and r["contender"] != "trustbench"]
     if mine and present:
-        base = _listed([f"{r['seconds'] / mine['seconds']:.2f} × {r['contender']}" for r in present])
+        base = [f"{r['seconds'] / mine['seconds']:.2f} × ({r['contender']})" for r in present]
         text += (
-            f"\nOf a whole model's forward ({mine['case']}), its time is to others' as 1 to: {base}."
+            f" For a whole model's forward with the attention of every head ({mine['case']}), where"
+            f" trustbench takes 1, others take {_listed(base)}."
         )
-    return text
+    return _prose(text)
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(text, 150, break_long_words=False, break_on_hyphens=False)
 
 
 def _listed(items: list[str]) -> str:

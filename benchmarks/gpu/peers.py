@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import flex_sae
 from trustbench.ops.spec import Shape
 
 
@@ -17,12 +18,14 @@ def steps(shape: Shape, device: torch.device) -> dict[str, Callable[[Tensor], An
     makers = {
         "sparsify": _sparsify,
         "gathers through embedding_bag": _embedding_bag,
+        "flex-sae's kernels": _flex_kernels,
+        "flex-sae's loss in PyTorch": _flex_formulation,
         "dense PyTorch, compiled": _compiled,
     }
     for name, make in makers.items():
         try:
             found[name] = make(shape, device)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: a kernel that cannot be fetched
             found[name] = f"absent ({error})"
     return found
 
@@ -79,6 +82,26 @@ def _embedding_bag(shape: Shape, device: torch.device) -> Callable[[Tensor], Any
             top.indices, W_dec, per_sample_weights=values, mode="sum"
         )
         return (x.float() - x_hat - b_dec).square().sum(1).mean()
+
+    return _trained(loss, shape, device)
+
+
+def _flex_kernels(shape: Shape, device: torch.device) -> Callable[[Tensor], Any]:
+    """Matmul, torch.topk, flex-sae's Triton loss, autograd, fused Adam."""
+    return _flex(flex_sae.kernels(), shape, device)
+
+
+def _flex_formulation(shape: Shape, device: torch.device) -> Callable[[Tensor], Any]:
+    """The same with the loss written in PyTorch."""
+    return _flex(flex_sae.Loss.apply, shape, device)
+
+
+def _flex(
+    decode: Callable[..., Tensor], shape: Shape, device: torch.device
+) -> Callable[[Tensor], Any]:
+    def loss(x: Tensor, W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+        top = ((x.float() - b_dec) @ W_enc.T + b_enc).topk(shape.k, sorted=False)
+        return decode(top.indices, W_dec, top.values.relu().float(), b_dec, x.float())
 
     return _trained(loss, shape, device)
 
