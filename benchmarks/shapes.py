@@ -76,7 +76,7 @@ SCALES = {
         7,
         ops=BENCHMARK_SHAPES,
         step=BENCHMARK_SHAPES[:1],
-        buffer=(Buffer(24, 1024, 2048, 16384),),
+        buffer=(Buffer(12, 1024, 2048, 16384),),
         attention=(Attention(1024, 64, 16, 4), Attention(4096, 128, 16, 4)),
         capture=(Model(2048, 6, 512, 8),),
         quality=(Quality(3, 327_680, 20_000, 4096, 32, 2048, 20_000, 8, (3e-3, 4e-3, 6e-3)),),

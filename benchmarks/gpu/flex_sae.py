@@ -1,9 +1,9 @@
 """flex-sae's TopK loss: the decoder and the squared error in one operator with its own backward.
 
-The reconstruction is not kept for autograd: the forward saves the residual, and the backward gathers
-decoder rows again for the code's gradient and adds value times residual to the decoder's. The kernels
-are on the Hugging Face hub (t-tech/flex-sae); the formulation stands here in PyTorch for machines that
-cannot load them.
+The reconstruction is not kept for autograd: the forward saves the residual, and the backward
+gathers decoder rows again for the code's gradient and adds value times residual to the decoder's.
+The kernels are on the Hugging Face hub (t-tech/flex-sae); the formulation stands here in PyTorch
+for machines that cannot load them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How well batches are mixed: against what is documented, a full shuffle, and the peers' algorithms.
 
-The peers' buffers themselves are measured by benchmarks/buffer.py; here stand their algorithms, by
-the numbers of the tokens alone.
+The peers' buffers themselves are measured by benchmarks/test_buffer.py; here stand their algorithms,
+by the numbers of the tokens alone.
 """
 
 from __future__ import annotations
