@@ -73,7 +73,8 @@ def _step(record: Record) -> str:
         f"One full Adam training step with unit-norm decoder, {rows[0]['case']}; medians of"
         f" {rows[0]['rounds']} interleaved rounds on {m['threads']} cores of an {m['cpu']}"
         f" ({m['isa']}), torch {m['torch']}, {m['date']}, commit {m['commit']}"
-        f" (`benchmarks/results/cpu.md` has all figures; `trustbench bench --{m['scale']}` makes them):"
+        " (`benchmarks/results/cpu.md` has all figures; made by"
+        f" `trustbench bench --{m['scale']}`):"
     )
     after = (
         f"With bf16 matmuls that is {against('fp32', 'bf16')} as they run by default (fp32), and"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -62,4 +63,6 @@ def _pytest(paths: list[str], scale: str, written: Path, peers_python: str) -> i
         "--benchmark-quiet", "--benchmark-json", str(written),
         "-o", "timeout=0", "-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider",
     ]  # fmt: skip
-    return subprocess.run(command, cwd=HERE.parent).returncode
+    # test_scaling.py has sweeps of its own, and takes their length from here.
+    environment = os.environ | {"TRUSTBENCH_BENCH": scale}
+    return subprocess.run(command, cwd=HERE.parent, env=environment).returncode

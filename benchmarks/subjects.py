@@ -74,8 +74,9 @@ _ALL = (
     ),
     Subject(
         "scaling", "Scaling",
-        "More processes on the same machine.",
-        "Throughput against the number of processes", "scaling",
+        "What a training step costs against each of its sizes, where memory ends, and what several"
+        " processes on one machine reach.",
+        "Cost of a training step against tokens, width, features, k and layers", "scaling",
     ),
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.shapes import Quality, label
 from benchmarks.suite import MEASURED, Suite
-from benchmarks.workers import Measured, start
+from benchmarks.workers import Measured, Worker, start
 from trustbench.buffer import ActivationBuffer
 from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
 from trustbench.data import Documents, TokenStream
@@ -56,37 +56,37 @@ def curves(case: Quality, folder: Path, peers_python: str) -> dict[tuple[str, fl
     torch.save(test * scale, files["test"])
     options = {
         "N": case.batch, "d": train.shape[1], "F": case.d_sae, "k": case.k, "bf16": False,
-        "steps": len(train) // case.batch, "dead_after": case.dead_after,
+        "steps": case.tokens // case.batch, "dead_after": case.dead_after,
     }  # fmt: skip
-    found = {}
-    for rate in case.rates:
-        for name, result in _at_rate(case, options | {"lr": rate}, files, peers_python).items():
-            found[name, rate] = result
-    return found
-
-
-def _at_rate(
-    case: Quality, options: dict[str, Any], files: dict[str, str], peers_python: str
-) -> dict[str, Measured]:
+    options |= {"lr": case.rates[0]}
     workers = start("steps", {name: (name, options) for name in CONTENDERS}, peers_python)
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    points: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
-    stops = [options["steps"] * (i + 1) // case.points * case.batch for i in range(case.points)]
+    found = {}
     try:
-        for begin, end in zip([0, *stops], stops, strict=False):
-            for name, worker in workers.items():
-                seconds[name] += (
-                    worker.call("train", file=files["train"], start=begin, stop=end) or []
-                )
-                if (quality := worker.call("test", file=files["test"])) is not None:
-                    points[name].append({"tokens": end, "seconds": sum(seconds[name])} | quality)
-        return {
-            name: Measured(seconds[name], w.version, w.absent, {"curve": points[name]})
-            for name, w in workers.items()
-        }
+        for rate in case.rates:
+            for worker in workers.values():
+                worker.build(options | {"lr": rate})
+            for name, result in _at_rate(case, workers, files).items():
+                found[name, rate] = result
+        return found
     finally:
         for worker in workers.values():
             worker.close()
+
+
+def _at_rate(case: Quality, workers: dict[str, Worker], files: dict[str, str]) -> dict[str, Measured]:
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    points: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+    steps = case.tokens // case.batch
+    stops = [steps * (i + 1) // case.points * case.batch for i in range(case.points)]
+    for begin, end in zip([0, *stops], stops, strict=False):
+        for name, worker in workers.items():
+            seconds[name] += worker.call("train", file=files["train"], start=begin, stop=end) or []
+            if (quality := worker.call("test", file=files["test"])) is not None:
+                points[name].append({"tokens": end, "seconds": sum(seconds[name])} | quality)
+    return {
+        name: Measured(seconds[name], w.version, w.absent, {"curve": points[name]})
+        for name, w in workers.items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ class Worker:
         self, job: str, contender: str, peers_python: str, options: Mapping[str, Any]
     ) -> None:
         python = peers_python if contender in PEERS else sys.executable
+        self.job, self.contender = job, contender
         self.absent: str | None = None
         self.version: str | None = None
         self.process: subprocess.Popen[str] | None = None
@@ -42,11 +43,16 @@ class Worker:
         except OSError as error:
             self.absent = f"{python}: {error.strerror}"
             return
+        self.build(options)
+
+    def build(self, options: Mapping[str, Any]) -> None:
+        """Make the contender, or make it anew with other options."""
         answer = self.ask(
-            do="build", job=job, contender=contender, threads=torch.get_num_threads(),
+            do="build", job=self.job, contender=self.contender, threads=torch.get_num_threads(),
             options=dict(options),
         )  # fmt: skip
-        self.absent, self.version = answer.get("absent", self.absent), answer.get("version")
+        self.absent = answer.get("absent", self.absent)
+        self.version = answer.get("version", self.version)
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """The worker's answer; {} once it is absent, whether from the start or because it died."""

@@ -100,14 +100,14 @@ def test_an_environment_without_the_peer_and_no_environment_at_all():
     workers = start("steps", {"sparsify": ("sparsify", options)}, "/no/such/python")
     assert "/no/such/python: No such file" in workers["sparsify"].absent
     assert workers["sparsify"].ask(do="round") == {}
-    worker = Worker("steps", "nobody", sys.executable, options)
-    assert "KeyError" in worker.absent and worker.call("train") is None
-    worker.close()
 
 
-def test_a_worker_that_dies_says_its_last_words():
-    worker = Worker("attention", "trustbench", sys.executable, SCALES["toy"].attention[0]._asdict())
-    assert worker.ask(do="call", method="nothing", **{"with": {}}) == {}
+def test_a_worker_takes_other_options_and_says_its_last_words():
+    case = SCALES["toy"].attention[0]._asdict()
+    worker = Worker("attention", "SDPA, no statistics", sys.executable, case)
+    worker.build(case | {"T": 128})
+    assert worker.ask(do="round")["seconds"] > 0
+    assert worker.call("nothing") is None
     assert "ended with status 1: AttributeError" in worker.absent
     assert worker.ask(do="round") == {}
     worker.close()
