@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,21 @@ def save(plt: Any, figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def time_bars(panels: dict[str, Sequence[Row]], path: Path) -> None:
+def plain_numbers(axis: Any) -> None:
+    """Of a log axis: 50, 100, 200 instead of powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def time_bars(panels: Mapping[str, Sequence[Row]], path: Path) -> None:
     """A panel a case: milliseconds of every contender on a log axis, the floor as a line.
 
     Where rows say a `matmul`, it stands in the label.
     """
     with pyplot() as plt:
-        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
         height = sum(0.3 * len(rows) + 0.9 for rows in panels.values())
         figure, axes = plt.subplots(
             len(panels), 1, figsize=(9, height), squeeze=False, layout="constrained",
@@ -44,10 +51,10 @@ def time_bars(panels: dict[str, Sequence[Row]], path: Path) -> None:
                 if row.get("floor"):
                     axis.plot([1e3 * row["floor"]] * 2, [i - 0.4, i + 0.4], color=FLOOR, linewidth=2)
             axis.invert_yaxis()
-            axis.set(title=title, xscale="log", xlabel="milliseconds (red: the floor)")
-            axis.set_xlim(right=2.5 * max(values))
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(ScalarFormatter())
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set(title=title, xscale="log")
+            floors = [1e3 * row["floor"] for row in rows if row.get("floor")]
+            axis.set_xlim(min(values + floors) / 2, 2 * max(values + floors))
+            plain_numbers(axis.xaxis)
             axis.grid(axis="y", visible=False)
+        axes[-1, 0].set_xlabel("milliseconds (red: the floor)")
         save(plt, figure, path)

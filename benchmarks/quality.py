@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.charts import OURS, save
+from benchmarks.charts import OURS, plain_numbers, save
 from benchmarks.record import Row, by_case
 from benchmarks.tables import absent, markdown, milliseconds
 from trustbench.demo.charts import pyplot
@@ -36,14 +36,14 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     """fvu above, dead features below; against tokens left, against seconds right; best rates."""
     present = [row for row in rows if "absent" not in row]
     with pyplot() as plt:
-        from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+        from matplotlib.ticker import PercentFormatter
 
         figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row", layout="constrained")
         colours = plt.get_cmap("plasma")
         for i, row in enumerate(present):
             mine = row["contender"] == "trustbench"
             style = {
-                "color": OURS if mine else colours(0.1 + 0.75 * i / len(present)),
+                "color": OURS if mine else colours(0.25 + 0.55 * i / len(present)),
                 "linewidth": 2.4 if mine else 1.3,
                 "marker": "o" if mine else "s",
                 "markersize": 4 if mine else 3,
@@ -55,12 +55,12 @@ def figure(rows: Sequence[Row], path: Path) -> None:
                 axes[0][column].plot(at, fvu, label=name, **style)
                 axes[1][column].plot(at, dead, label=name, **style)
         axes[0][0].set(title="fvu on held-out activations", yscale="log")
-        axes[0][0].yaxis.set_major_formatter(ScalarFormatter())
-        axes[0][0].yaxis.set_minor_formatter(NullFormatter())
+        plain_numbers(axes[0][0].yaxis)
         axes[1][0].set(title="features never active on them", xlabel="tokens")
         axes[1][0].yaxis.set_major_formatter(PercentFormatter(1))
         for axis in axes[:, 1]:
             axis.set_xscale("log")
+            plain_numbers(axis.xaxis)
         axes[1][1].set_xlabel("seconds of training")
         figure.legend(
             *axes[0][0].get_legend_handles_labels(),

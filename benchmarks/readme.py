@@ -20,6 +20,7 @@ README = HERE.parent / "README.md"
 RECORD = RESULTS / "cpu.json"
 BEGIN = "<!-- figures: `python -m benchmarks.readme` writes them from benchmarks/results/cpu.json -->"
 PEERS = ("sparsify", "SAELens", "dictionary_learning", "overcomplete")
+_ROWS = {"matmul only": "the encoder's matmul alone, by torch"}
 END = "<!-- end of the figures -->"
 
 
@@ -57,8 +58,8 @@ def _step(record: Record) -> str:
         if any("absent" in row for row in pair):
             body.append([name, "absent", "", ""])
             continue
-        plain = name.startswith(("PyTorch", "matmul"))
-        cells = [name if plain else f"{name} {fp32['version']}"]
+        plain = fp32["version"] == m["torch"]  # torch's own functions
+        cells = [_ROWS.get(name, name) if plain else f"{name} {fp32['version']}"]
         cells += [f"{1e3 * row['seconds']:,.0f}" for row in pair]
         cells.append(" / ".join(f"{row['peak_mb']:,.0f}" for row in pair))
         body.append([f"**{cell}**" for cell in cells] if name == "trustbench" else cells)
@@ -71,7 +72,7 @@ def _step(record: Record) -> str:
     head = ("", "fp32, ms", "bf16 matmuls, ms", "peak memory, MB (fp32 / bf16)")
     before = (
         f"One full Adam training step with unit-norm decoder, {rows[0]['case']}; medians of"
-        f" {rows[0]['rounds']} interleaved rounds on {m['threads']} cores of an {m['cpu']}"
+        f" {rows[0]['rounds']} interleaved rounds on {m['threads']} threads of an {m['cpu']}"
         f" ({m['isa']}), torch {m['torch']}, {m['date']}, commit {m['commit']}"
         " (`benchmarks/results/cpu.md` has all figures; made by"
         f" `trustbench bench --{m['scale']}`):"
@@ -136,8 +137,8 @@ def _attention(record: Record) -> str:
         others = [
             f"{mine['seconds'] / of[name]['seconds']:.2f} × {word}"
             for name, word in (
-                ("SDPA, no statistics", "torch's SDPA, which gives the output alone"),
-                ("eager, full matrices", "full matrices"),
+                ("SDPA, no statistics", "that of torch's SDPA (which gives the output alone)"),
+                ("eager, full matrices", "that of full matrices"),
             )
             if mine and name in of
         ]
@@ -145,7 +146,7 @@ def _attention(record: Record) -> str:
             parts.append(f"{_listed(others)} ({case})")
     if not parts:
         return ""
-    text = f"Attention with its statistics takes {'; '.join(parts)}."
+    text = f"The time of attention with its statistics is {'; '.join(parts)}."
     rows = _first(record, "capture")
     mine = ours(rows)
     present = [r for r in rows if "absent" not in r and r["contender"] != "trustbench"]

@@ -54,7 +54,7 @@ def curves(case: Quality, folder: Path, peers_python: str) -> dict[tuple[str, fl
     files = {"train": str(folder / "train.pt"), "test": str(folder / "test.pt")}
     torch.save(train * scale, files["train"])
     torch.save(test * scale, files["test"])
-    options = {
+    options: dict[str, Any] = {
         "N": case.batch, "d": train.shape[1], "F": case.d_sae, "k": case.k, "bf16": False,
         "steps": case.tokens // case.batch, "dead_after": case.dead_after,
     }  # fmt: skip

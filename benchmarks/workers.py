@@ -141,8 +141,8 @@ def measure(
         answers: dict[str, dict[str, Any]] = {name: {} for name in workers}
         for name, worker in workers.items():
             if memory and (found := worker.ask(do="memory")):
-                answers[name] = {f"{what}_mb": size / 2**20 for what, size in found.items()}
-            if name in (calls or {}):
+                answers[name] = {f"{k}_mb": max(0, v) / 2**20 for k, v in found.items()}
+            if calls and name in calls:
                 method, arguments = calls[name]
                 answers[name][method] = worker.call(method, **arguments)
         return {

@@ -27,7 +27,7 @@ def kernels() -> Callable[..., Tensor]:
     OSError
         Where the hub cannot be reached.
     """
-    from kernels import get_kernel
+    from kernels import get_kernel  # the package of that name, not this repository's folder
 
     return get_kernel("t-tech/flex-sae").triton_topk_sae_loss
 

@@ -28,7 +28,7 @@ def test_the_figures_come_from_the_record():
     assert "| overcomplete | absent |  |  |" in found
     assert "that is 8.0 × sparsify as they run by default (fp32), and 4.0 × sparsify" in found
     assert "at 80% of memcpy's rate" in found and "20 × SAELens's" in found
-    assert "0.50 × torch's SDPA" in found and "5.00 × (nnsight)" in found
+    assert "is 0.50 × that of torch's SDPA" in found and "5.00 × (nnsight)" in found
 
 
 def test_only_what_stands_between_the_markers_changes():
