@@ -32,6 +32,8 @@ def run(
     if unknown := [name for name in only if name not in known]:
         raise bad("only", ",".join(unknown), f"subjects out of: {', '.join(known)}")
     before = Record.load(compare) if compare else None  # a bad file is told before the minutes
+    if before and before.machine["scale"] != scale:  # other shapes: nothing to compare
+        raise bad("compare", str(compare), f"a record of --{scale}, not --{before.machine['scale']}")
     out.mkdir(parents=True, exist_ok=True)
     written = out.resolve() / "bench.json"
     written.unlink(missing_ok=True)

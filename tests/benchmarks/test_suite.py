@@ -18,6 +18,7 @@ from benchmarks.shapes import SCALES, label
 from benchmarks.subjects import subjects
 from benchmarks.suite import Suite, interleaved
 from benchmarks.workers import Measured, Worker, measure, start
+from tests.benchmarks import rows
 from trustbench import ops
 from trustbench.errors import InputError
 from trustbench.ops.spec import BENCHMARK_SHAPES
@@ -138,11 +139,19 @@ def test_the_whole_way_at_toy_sizes(tmp_path, capfd):
     written = json.loads((tmp_path / "run" / "bench.json").read_text())
     assert written["machine_info"]["commit"] and written["machine_info"]["ceilings"]["flops"]["bf16"]
     assert "node" not in written["machine_info"] and written["absent"] == []
-    rows = [case["extra_info"]["ops"] for case in written["benchmarks"]]
-    assert {row["contender"] for row in rows} > {"trustbench", "torch: embedding_bag"}
-    assert all(row["floor"] > 0 for row in rows)
+    found = [case["extra_info"]["ops"] for case in written["benchmarks"]]
+    assert {row["contender"] for row in found} > {"trustbench", "torch: embedding_bag"}
+    assert all(row["floor"] > 0 for row in found)
     assert (tmp_path / "run" / "bench.html").exists()
     assert "| torch: embedding_bag |" in capfd.readouterr().out
+
+
+def test_a_record_of_other_shapes_is_told_before_anything_runs(tmp_path):
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(rows.record()))
+    options = {"scale": "quick", "only": [], "peers_python": "", "readme": False}
+    with pytest.raises(InputError, match="a record of --quick, not --toy"):
+        run(out=tmp_path / "run", compare=earlier, **options)
 
 
 def test_an_unknown_subject_is_told_before_anything_runs(tmp_path):
