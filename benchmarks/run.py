@@ -65,8 +65,6 @@ def _pytest(paths: list[str], scale: str, written: Path, peers_python: str) -> i
         "--benchmark-quiet", "--benchmark-json", str(written),
         "-o", "timeout=0", "-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider",
     ]  # fmt: skip
-    # test_scaling.py has sweeps of its own, and takes their length from here.
     # Run by a test that shares its machine with others, this is a run of its own nevertheless.
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    environment = mine | {"TRUSTBENCH_BENCH": scale}
+    environment = {n: value for n, value in os.environ.items() if not n.startswith("PYTEST_XDIST")}
     return subprocess.run(command, cwd=HERE.parent, env=environment).returncode
