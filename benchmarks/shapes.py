@@ -79,7 +79,7 @@ SCALES = {
         buffer=(Buffer(24, 1024, 2048, 16384),),
         attention=(Attention(4096, 64, 16, 4), Attention(4096, 128, 16, 4)),
         capture=(Model(2048, 6, 512, 8),),
-        quality=(Quality(3, 245_760, 20_000, 4096, 32, 2048, 20_000, 6, (3e-3, 4e-3, 6e-3)),),
+        quality=(Quality(3, 163_840, 20_000, 4096, 32, 2048, 20_000, 5, (3e-3, 4e-3, 6e-3)),),
     ),
     # The same code in seconds, for the tests: the figures mean nothing.
     "toy": Scale(
