@@ -15,6 +15,7 @@
 #include "bind_pool.h"
 #include "host_backend.h"
 #include "isa.h"
+#include "pages.h"
 
 namespace py = pybind11;
 
@@ -238,6 +239,10 @@ void bind_slots(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
     m.doc() = "CPU kernels of trustbench; use them through trustbench.ops.";
     m.def("isa", &tb::active_isa, "Name of the instruction set whose kernels run.");
+    m.def(
+        "prefer_huge_pages",
+        [](std::uintptr_t data, std::size_t bytes) { tb::prefer_huge_pages(reinterpret_cast<void*>(data), bytes); },
+        py::arg("data"), py::arg("bytes"), "Ask for huge pages for memory that nobody has touched.");
     m.def("isa_names", &tb::available_isas, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &tb::set_isa, py::arg("name"), "Choose the kernels of one instruction set (for tests).");
     m.def("encode_topk", &tb::encode_topk);

@@ -12,10 +12,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
+#include "pages.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -47,9 +45,7 @@ class Scratch {
         const auto size = static_cast<std::size_t>(round_up(std::max<std::int64_t>(bytes, 1), alignment));
         data_ = std::aligned_alloc(static_cast<std::size_t>(alignment), size);
         if (!data_) throw std::bad_alloc();
-#if defined(__linux__)
-        if (alignment == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
-#endif
+        if (alignment == kHugePage) prefer_huge_pages(data_, size);
     }
     ~Scratch() { std::free(data_); }
     Scratch(const Scratch&) = delete;

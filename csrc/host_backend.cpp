@@ -4,6 +4,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "pages.h"
+
 namespace tb {
 namespace {
 
@@ -11,6 +13,7 @@ class Pages : public HostMemory {
   public:
     explicit Pages(std::size_t bytes) : data_(static_cast<char*>(std::aligned_alloc(4096, bytes))) {
         if (!data_) throw std::bad_alloc();
+        prefer_huge_pages(data_, bytes);
     }
     Pages(const Pages&) = delete;
     Pages& operator=(const Pages&) = delete;

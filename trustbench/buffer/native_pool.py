@@ -51,7 +51,9 @@ class NativePool:
         for name, width in widths.items():
             if (kind := kinds[name]) == torch.float8_e4m3fn:
                 kind, width = torch.uint8, module.row_bytes(KINDS[kind], width)
-            self.rows[name] = torch.empty(capacity, width, dtype=kind, device=device)
+            self.rows[name] = rows = torch.empty(capacity, width, dtype=kind, device=device)
+            if device.type == "cpu":
+                module.prefer_huge_pages(rows.data_ptr(), rows.nbytes)
         spill.prepare()
         hooks = [(widths[n], KINDS[kinds[n]], rows.data_ptr()) for n, rows in self.rows.items()]
         host_bytes = spill.host_bytes
