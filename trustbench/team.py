@@ -44,6 +44,10 @@ class Team:
         """
         mine = not dist.is_initialized()
         if mine and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # Its functions keep the group that is there when they are first imported (transformers
+            # does), and with it gloo's threads, which crash an interpreter that ends before them.
+            import torch.distributed.nn  # noqa: F401
+
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         if not dist.is_initialized():
             return cls()

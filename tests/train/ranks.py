@@ -14,10 +14,10 @@ import signal
 import sys
 
 import torch
-import torch.distributed as dist
 
 import trustbench as tb
 from trustbench.errors import TrustbenchError
+from trustbench.team import Team
 from trustbench.train import loop
 
 
@@ -35,12 +35,12 @@ def stop_at(tokens: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    team = Team.of_environment(torch.device("cpu"))
     original = loop._Run._step
     for fields in json.loads(sys.argv[1]):
         tokens, rank = fields.pop("stop_at", 0), fields.pop("stop_rank", 0)
         error = fields.pop("error", None)
-        if tokens and dist.get_rank() == rank:
+        if tokens and team.rank == rank:
             stop_at(tokens)
         try:
             result = tb.train(tb.TrainConfig.from_dict(fields), progress=False)
@@ -49,8 +49,8 @@ def main() -> None:
         except (TrustbenchError, NotImplementedError) as raised:
             assert error and error in str(raised), repr(raised)
         loop._Run._step = original
-        dist.barrier()
-    dist.destroy_process_group()
+        team.objects(None)  # the next run begins together
+    team.leave()
 
 
 if __name__ == "__main__":
