@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from benchmarks import compare as comparison
 from benchmarks import readme as figures
 from benchmarks import report
 from benchmarks.machine import HERE, RESULTS
+from benchmarks.peers import heap
 from benchmarks.record import Record
 from benchmarks.subjects import subjects
 from trustbench.errors import bad
@@ -66,5 +66,7 @@ def _pytest(paths: list[str], scale: str, written: Path, peers_python: str) -> i
         "-o", "timeout=0", "-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider",
     ]  # fmt: skip
     # Run by a test that shares its machine with others, this is a run of its own nevertheless.
-    environment = {n: value for n, value in os.environ.items() if not n.startswith("PYTEST_XDIST")}
+    environment = {
+        n: value for n, value in heap.keeping().items() if not n.startswith("PYTEST_XDIST")
+    }
     return subprocess.run(command, cwd=HERE.parent, env=environment).returncode

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import scaling_ranks
+from benchmarks.peers import heap
 from benchmarks.scaling_figure import figure
 from benchmarks.scaling_fit import (
     PROCESS,
@@ -86,7 +87,7 @@ def measure(point: Point, rounds: int, free: int) -> Row:
         return row | {"why": f"does not fit: needs {_gb(predicted + PROCESS)}, {_gb(free)} are free"}
     ask = json.dumps({"point": point, "rounds": rounds, "threads": threads})
     command = [sys.executable, "-m", "benchmarks.scaling_worker", ask]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=ROOT, env=heap.plain(), capture_output=True, text=True)
     if run.returncode < 0:  # how a system without memory ends a process
         return row | {"why": f"ended by signal {-run.returncode}"}
     if run.returncode:

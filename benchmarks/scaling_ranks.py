@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.peers import heap
 from trustbench.demo import assets
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,11 @@ def sweep(extent: str) -> list[dict[str, Any]]:
 
 def _call(arguments: list[str]) -> None:
     run = subprocess.run(
-        arguments, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        arguments,
+        cwd=ROOT,
+        env=heap.plain() | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     if run.returncode:
         raise RuntimeError(f"{' '.join(arguments)}\n{run.stderr[-3000:]}")

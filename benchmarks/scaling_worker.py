@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers.worker import memory
+from benchmarks.peers.heap import memory
 from benchmarks.scaling_fit import Point
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, SAEConfig

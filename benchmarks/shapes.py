@@ -73,7 +73,7 @@ SCALES = {
     ),
     # About 20 minutes: what the README's figures are from.
     "full": Scale(
-        7,
+        9,
         ops=BENCHMARK_SHAPES,
         step=BENCHMARK_SHAPES[:1],
         buffer=(Buffer(24, 1024, 2048, 16384),),

@@ -20,6 +20,7 @@ from benchmarks.shapes import Scale
 from benchmarks.workers import Measured
 from trustbench.roofline import Ceilings, Floor, measure_ceilings
 
+_ROUND, _MOST_CALLS = 0.02, 32  # seconds of one contender in a round, and calls in them
 _now = 0.0
 
 
@@ -47,14 +48,23 @@ def interleaved(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every call in this process, round by round, after one to warm up."""
+    """Seconds of every call in this process, round by round, after one to warm up.
+
+    A short call is made several times in each round: of single ones not even the median repeats.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(1 + rounds):
         for name, call in calls.items():
-            start = clock()
-            call()
-            if round_:
-                seconds[name].append(clock() - start)
+            spent = 0.0
+            for _ in range(_MOST_CALLS):
+                start = clock()
+                call()
+                took = clock() - start
+                spent += took
+                if round_:
+                    seconds[name].append(took)
+                if spent > _ROUND:
+                    break
     return seconds
 
 

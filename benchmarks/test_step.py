@@ -33,16 +33,12 @@ def floor(shape: Shape, matmul: str) -> Floor:
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_step(case: Shape, contender: str, matmul: str, suite: Suite, benchmark: Any) -> None:
     def run() -> dict[str, Measured]:
-        options = case._asdict() | {"lr": 1e-4, "steps": 1000, "dead_after": 0}
-        runs = {
-            f"{name}, {kind}": (name, options | {"bf16": kind == "bf16"})
-            for name in CONTENDERS
-            for kind in MATMULS
-        }
+        options = {"bf16": matmul == "bf16", "lr": 1e-4, "steps": 1000, "dead_after": 0}
+        runs = {name: (name, case._asdict() | options) for name in CONTENDERS}
         return measure(
             "steps", runs, peers_python=suite.peers_python, rounds=suite.scale.rounds, memory=True
         )
 
-    found = suite.once((SUBJECT, case), run)[f"{contender}, {matmul}"]
+    found = suite.once((SUBJECT, case, matmul), run)[contender]
     row = {"case": label(case), "contender": contender, "matmul": matmul}
     suite.report(benchmark, SUBJECT, row, found, floor(case, matmul))

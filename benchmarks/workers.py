@@ -13,11 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.peers import heap
+
 _WORKER = Path(__file__).parent / "peers" / "worker.py"
 # Whoever is not named here runs in this environment.
 PEERS = {
     "sparsify", "SAELens", "dictionary_learning", "overcomplete", "TransformerLens", "nnsight",
 }  # fmt: skip
+
+_WARM = 3  # rounds until every heap has the blocks that it needs
 
 
 class Worker:
@@ -39,6 +43,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
                 text=True,
+                env=heap.keeping(),
             )
         except OSError as error:
             self.absent = f"{python}: {error.strerror}"
@@ -124,7 +129,7 @@ def measure(
         A module of benchmarks/peers.
     contenders : {label: (contender, its options)}
     rounds : int
-        After two to warm up.
+        After a few to warm up.
     memory : bool
         Ask for the peak memory of one more run.
     calls : {label: (method, its arguments)} or None
@@ -133,10 +138,10 @@ def measure(
     workers = start(job, contenders, peers_python)
     try:
         seconds: dict[str, list[float]] = {name: [] for name in workers}
-        for round_ in range(2 + rounds):
+        for round_ in range(_WARM + rounds):
             for name, worker in workers.items():
                 answer = worker.ask(do="round")
-                if answer and round_ >= 2:
+                if answer and round_ >= _WARM:
                     seconds[name].append(answer["seconds"])
         answers: dict[str, dict[str, Any]] = {name: {} for name in workers}
         for name, worker in workers.items():

@@ -78,18 +78,19 @@ class Inputs:
 
     @cached_property
     def adam_of_one(self) -> torch.optim.Optimizer:
-        return self._adam(1)
+        return _adam(self.W)
 
     @cached_property
-    def adam_of_two(self) -> torch.optim.Optimizer:
-        return self._adam(2)
+    def adam_of_an_sae(self) -> torch.optim.Optimizer:
+        return _adam(self.W, self.W, self.b)
 
-    def _adam(self, matrices: int) -> torch.optim.Optimizer:
-        """torch's fastest Adam, on matrices like W that have their gradients."""
-        parameters = [self.W.clone().requires_grad_() for _ in range(matrices)]
-        for p in parameters:
-            p.grad = torch.randn_like(p)
-        return torch.optim.Adam(parameters, lr=1e-6, fused=True)
+
+def _adam(*like: Tensor) -> torch.optim.Optimizer:
+    """torch's fastest Adam, on parameters that have their gradients."""
+    parameters = [w.clone().requires_grad_() for w in like]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    return torch.optim.Adam(parameters, lr=1e-6, fused=True)
 
 
 Call = Callable[[Inputs], Any]

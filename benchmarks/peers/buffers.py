@@ -25,16 +25,17 @@ SMALL = {"layers": 1, "d": 8, "tokens": 256, "pool": 1024}
 
 
 def memcpy(source: Source, n: int, pool: int) -> Iterator[Acts]:
-    """Each byte copied twice, in order: into the pool and out of it."""
+    """Each byte copied twice, in order: into the pool, and out of it where no cache holds it."""
     acts = next(source)
     store = {name: a.new_zeros(pool, a.shape[1]) for name, a in acts.items()}
     out = {name: torch.zeros_like(a) for name, a in acts.items()}
-    at = 0
-    while True:
+    places = pool // n
+    for i in itertools.count():
+        put, take = i % places * n, (i + places // 2) % places * n
         for name, a in acts.items():
-            store[name][at : at + n].copy_(a)
-            out[name].copy_(store[name][at : at + n])
-        at = (at + n) % (pool - n + 1) // n * n
+            store[name][put : put + n].copy_(a)
+        for name, a in out.items():
+            a.copy_(store[name][take : take + n])
         yield out
         acts = next(source)
 

@@ -2,7 +2,7 @@
 
 {"do": "build", "job": ..., "contender": ..., "threads": ..., "options": {...}} -> {"version": ...}
 {"do": "round"}                            -> {"seconds": ...}
-{"do": "memory"}                           -> {"peak": bytes, "step": bytes}
+{"do": "memory"}                           -> {"peak": bytes, "step": bytes}; ask for times before
 {"do": "call", "method": ..., "with": {...}} -> {"answer": what the contender's method returns}
 
 The job names the module beside this file that has its contenders. It may run in an environment
@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-
-def memory(key: str) -> int:
-    """VmRSS (now) or VmHWM (highest since it was last reset) of this process, bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {key} in /proc/self/status")
+from heap import give_back, memory, trim
 
 
 def build(ask: dict[str, Any]) -> tuple[Any, int]:
@@ -40,6 +33,7 @@ def build(ask: dict[str, Any]) -> tuple[Any, int]:
     once.run(once.prepare())
     del once
     gc.collect()
+    trim()
     bare = memory("VmRSS")
     return kind(**options), bare
 
@@ -69,6 +63,7 @@ def main() -> None:
         elif ask["do"] == "memory":
             given = contender.prepare()
             gc.collect()
+            give_back()
             rest = memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # resets the highest
             contender.run(given)
