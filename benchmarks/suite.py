@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from benchmarks.shapes import Scale
 from benchmarks.workers import Measured
 from trustbench.roofline import Ceilings, Floor, measure_ceilings
 
+Name = TypeVar("Name")
 _ROUND, _MOST_CALLS = 0.02, 32  # seconds of one contender in a round, and calls in them
 _now = 0.0
 
@@ -44,15 +45,15 @@ def give(benchmark: Any, seconds: list[float]) -> None:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], Any]],
+    calls: Mapping[Name, Callable[[], Any]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Seconds of every call in this process, round by round, after one to warm up.
 
     A short call is made several times in each round: of single ones not even the median repeats.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
     for round_ in range(1 + rounds):
         for name, call in calls.items():
             spent = 0.0

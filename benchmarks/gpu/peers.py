@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import flex_sae
+from benchmarks.gpu import contenders, flex_sae
 from trustbench.ops.spec import Shape
 
+Step = Callable[[Tensor], Any]
+# Those of the CPU's suite; sparsify runs its Triton decoder here.
+SHARED = (
+    "sparsify", "SAELens", "dictionary_learning", "overcomplete",
+    "PyTorch dense", "PyTorch dense, compiled",
+)  # fmt: skip
 
-def steps(shape: Shape, device: torch.device) -> dict[str, Callable[[Tensor], Any] | str]:
-    """{peer: its step on x [N, d], or why it is absent}."""
-    found: dict[str, Callable[[Tensor], Any] | str] = {}
-    makers = {
-        "sparsify": _sparsify,
-        "gathers through embedding_bag": _embedding_bag,
-        "flex-sae's kernels": _flex_kernels,
-        "flex-sae's loss in PyTorch": _flex_formulation,
-        "dense PyTorch, compiled": _compiled,
+
+def steps(shape: Shape, device: torch.device) -> dict[str, Callable[[], Step]]:
+    """{peer: what makes its step on x [N, d]; ImportError where the peer is absent}."""
+    makers: dict[str, Callable[[], Step]] = {
+        name: partial(_shared, name, shape, device) for name in SHARED
     }
-    for name, make in makers.items():
-        try:
-            found[name] = make(shape, device)
-        except (ImportError, OSError) as error:  # OSError: a kernel that cannot be fetched
-            found[name] = f"absent ({error})"
-    return found
+    return makers | {
+        "topk, embedding_bag": partial(_embedding_bag, shape, device),
+        "flex-sae's kernels": partial(_flex_kernels, shape, device),
+        "flex-sae's loss in PyTorch": partial(_flex, flex_sae.Loss.apply, shape, device),
+    }
 
 
-def _sparsify(shape: Shape, device: torch.device) -> Callable[[Tensor], Any]:
-    """sparsify/trainer.py: bf16 autocast, its Triton decoder, fused Adam."""
-    from sparsify import SparseCoder, SparseCoderConfig
-
-    config = SparseCoderConfig(num_latents=shape.F, k=shape.k, normalize_decoder=True)
-    sae = SparseCoder(shape.d, config, device=device, dtype=torch.float32)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=True)
-
-    def step(x: Tensor) -> None:
-        sae.set_decoder_norm_to_unit_norm()
-        with torch.autocast("cuda", torch.bfloat16):
-            out = sae(x, y=x, dead_mask=None)
-        out.fvu.backward()
-        sae.remove_gradient_parallel_to_decoder_directions()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def _shared(name: str, shape: Shape, device: torch.device) -> Step:
+    """Under bf16 autocast, without AuxK: no feature is dead in a speed run."""
+    kind = contenders.of("steps")[name]
+    options = {"lr": 1e-4, "steps": 1000, "bf16": True, "dead_after": 0}
+    step = kind(*shape, **options, device=device.type).step
+    return lambda x: step(x.float())
 
 
 def _plain(shape: Shape, device: torch.device) -> tuple[list[Tensor], torch.optim.Optimizer]:
@@ -57,9 +47,7 @@ def _plain(shape: Shape, device: torch.device) -> tuple[list[Tensor], torch.opti
     return parameters, torch.optim.Adam(parameters, lr=1e-4, fused=True)
 
 
-def _trained(
-    loss: Callable[..., Tensor], shape: Shape, device: torch.device
-) -> Callable[[Tensor], Any]:
+def _trained(loss: Callable[..., Tensor], shape: Shape, device: torch.device) -> Step:
     parameters, optimizer = _plain(shape, device)
 
     def step(x: Tensor) -> None:
@@ -72,7 +60,7 @@ def _trained(
     return step
 
 
-def _embedding_bag(shape: Shape, device: torch.device) -> Callable[[Tensor], Any]:
+def _embedding_bag(shape: Shape, device: torch.device) -> Step:
     """Matmul, torch.topk, embedding_bag, autograd, fused Adam."""
 
     def loss(x: Tensor, W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
@@ -86,33 +74,16 @@ def _embedding_bag(shape: Shape, device: torch.device) -> Callable[[Tensor], Any
     return _trained(loss, shape, device)
 
 
-def _flex_kernels(shape: Shape, device: torch.device) -> Callable[[Tensor], Any]:
+def _flex_kernels(shape: Shape, device: torch.device) -> Step:
     """Matmul, torch.topk, flex-sae's Triton loss, autograd, fused Adam."""
     return _flex(flex_sae.kernels(), shape, device)
 
 
-def _flex_formulation(shape: Shape, device: torch.device) -> Callable[[Tensor], Any]:
-    """The same with the loss written in PyTorch."""
-    return _flex(flex_sae.Loss.apply, shape, device)
+def _flex(decode: Callable[..., Tensor], shape: Shape, device: torch.device) -> Step:
+    """Matmul, torch.topk, a loss of flex-sae's, autograd, fused Adam."""
 
-
-def _flex(
-    decode: Callable[..., Tensor], shape: Shape, device: torch.device
-) -> Callable[[Tensor], Any]:
     def loss(x: Tensor, W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
         top = ((x.float() - b_dec) @ W_enc.T + b_enc).topk(shape.k, sorted=False)
         return decode(top.indices, W_dec, top.values.relu().float(), b_dec, x.float())
 
     return _trained(loss, shape, device)
-
-
-def _compiled(shape: Shape, device: torch.device) -> Callable[[Tensor], Any]:
-    """Dense matmuls with a scattered code, through torch.compile."""
-
-    def loss(x: Tensor, W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
-        pre = (x.float() - b_dec) @ W_enc.T + b_enc
-        top = pre.topk(shape.k, sorted=False)
-        acts = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
-        return (x.float() - acts @ W_dec - b_dec).square().sum(1).mean()
-
-    return _trained(torch.compile(loss), shape, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from trustbench import __version__, ops
 from trustbench.ops.sparse_adam import Moments, Weights
 from trustbench.ops.spec import Shape
 from trustbench.roofline import Floor
+
+SUBJECT = "ops"
 
 
 class Inputs:
@@ -94,10 +96,14 @@ def _adam(*like: Tensor) -> torch.optim.Optimizer:
 
 
 Call = Callable[[Inputs], Any]
+_CONTENDERS: dict[str, Mapping[str, Call]] = {}  # of every op whose file was read
 
 
 def op_test(op: str, contenders: Mapping[str, Call]) -> Callable[..., None]:
     """A test of one op: its contenders interleaved, against its floor.
+
+    Ops are quick, and a machine can be slow for half a minute: each round goes through all of them,
+    so that the rounds of one op lie as far apart as there is time.
 
     Parameters
     ----------
@@ -106,19 +112,24 @@ def op_test(op: str, contenders: Mapping[str, Call]) -> Callable[..., None]:
     contenders : {name: what runs}; "trustbench" is the op
     """
     spec = importlib.import_module(f"trustbench.ops.{op}").SPEC
+    _CONTENDERS[op] = contenders
 
     @MEASURED
     @pytest.mark.parametrize("contender", contenders)
     def test(case: Shape, contender: str, suite: Suite, benchmark: Any) -> None:
-        def measure() -> dict[str, list[float]]:
+        def measure() -> dict[tuple[str, str], list[float]]:
             inputs = Inputs(case)
-            calls = {name: lambda call=call: call(inputs) for name, call in contenders.items()}
+            calls = {
+                (name, who): partial(call, inputs)
+                for name, of_one in _CONTENDERS.items()
+                for who, call in of_one.items()
+            }
             return interleaved(calls, suite.scale.rounds)
 
-        seconds = suite.once((op, case), measure)[contender]
+        seconds = suite.once((SUBJECT, case), measure)[op, contender]
         version = __version__ if contender == "trustbench" else torch.__version__
         row = {"case": f"{op}: {label(case)}", "contender": contender}
         floor = Floor(spec.bytes(case), spec.flops(case))
-        suite.report(benchmark, "ops", row, Measured(seconds, version, None, {}), floor)
+        suite.report(benchmark, SUBJECT, row, Measured(seconds, version, None, {}), floor)
 
     return test

@@ -1,4 +1,4 @@
-"""sparse_adam_ (both gradients, Adam, unit norm) against the same by index_add_, and Adam alone."""
+"""sparse_adam_ (both gradients, Adam, unit norm) against the same by index_add_."""
 
 import torch
 
@@ -29,6 +29,5 @@ test_sparse_adam = op_test(
             i.weights, i.code.values, i.by_feature, i.x, i.grad, i.moments, step=1, lr=1e-6
         ),
         "torch: index_add, Adam": index_add,
-        "torch: Adam alone, gradients given": lambda i: i.adam_of_an_sae.step(),
     },
 )

@@ -13,10 +13,19 @@ SMALL = {"T": 64}
 class Attention(Contender):
     """`run` gives the output [1, H, T, D] from q, k, v."""
 
-    def __init__(self, T: int, D: int, heads: int, kv_heads: int) -> None:
+    def __init__(
+        self,
+        T: int,
+        D: int,
+        heads: int,
+        kv_heads: int,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         torch.manual_seed(0)
-        self.q = torch.randn(1, heads, T, D)
-        self.k, self.v = (torch.randn(1, kv_heads, T, D) for _ in range(2))
+        self.q, self.k, self.v = (
+            torch.randn(1, n, T, D, device=device).to(dtype) for n in (heads, kv_heads, kv_heads)
+        )
         self.build()
 
     def build(self) -> None:
@@ -56,7 +65,9 @@ class Flex(Attention):
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         T = self.q.shape[2]
-        self.mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device="cpu")
+        self.mask = create_block_mask(
+            lambda b, h, i, j: i >= j, None, None, T, T, device=self.q.device
+        )
         self.flex = torch.compile(flex_attention, dynamic=False)
         self.flex(self.q, self.k, self.v, block_mask=self.mask, enable_gqa=True)  # compiles
 
@@ -70,9 +81,9 @@ class Eager(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         T, D, group = q.shape[2], q.shape[3], q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        at = torch.arange(T)
+        at = torch.arange(T, device=q.device)
         away = at[:, None] - at
-        s = (q @ k.transpose(2, 3)) * D**-0.5
+        s = (q @ k.transpose(2, 3)).float() * D**-0.5
         s = s.masked_fill(away < 0, -torch.inf)
         s.logsumexp(3)
         p = s.softmax(3)
@@ -81,7 +92,7 @@ class Eager(Attention):
         (p * ((away >= 0) & (away < 8))).sum(3)
         p.max(3)
         p[..., 0].clone(), p.diagonal(0, 2, 3).clone(), p.diagonal(-1, 2, 3).clone()
-        return p @ v
+        return p.to(v.dtype) @ v
 
 
 CONTENDERS: dict[str, type[Attention]] = {

@@ -23,9 +23,9 @@ class Contender:
         raise NotImplementedError
 
 
-def autocast(bf16: bool) -> Any:
-    """Matmuls in bf16 on the CPU, as a peer's own trainer asks for on a GPU."""
-    return torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+def autocast(bf16: bool, device: str) -> Any:
+    """Matmuls in bf16, on a CPU too, where a peer's own trainer asks for it on a GPU alone."""
+    return torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def version_of(distribution: str) -> str:

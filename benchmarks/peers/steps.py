@@ -23,10 +23,20 @@ class Step(Contender):
     """`step(x)` is one full Adam step on x [N, d]; `code(x)` is for measuring quality."""
 
     def __init__(
-        self, N: int, d: int, F: int, k: int, lr: float, steps: int, bf16: bool, dead_after: int
+        self,
+        N: int,
+        d: int,
+        F: int,
+        k: int,
+        lr: float,
+        steps: int,
+        bf16: bool,
+        dead_after: int,
+        device: str = "cpu",
     ) -> None:
         self.N, self.d, self.F, self.k = N, d, F, k
         self.lr, self.steps, self.bf16, self.dead_after = lr, steps, bf16, dead_after
+        self.device = device
         self.files: dict[str, Tensor] = {}
         self.build()
 
@@ -41,7 +51,7 @@ class Step(Contender):
         raise NotImplementedError
 
     def prepare(self) -> Tensor:
-        return torch.randn(self.N, self.d)
+        return torch.randn(self.N, self.d, device=self.device)
 
     def run(self, given: Tensor) -> None:
         self.step(given)
@@ -81,7 +91,7 @@ class Trustbench(Step):
 
         self.version = version_of("trustbench")
         auxk = -1 if self.dead_after else 0
-        sae = SAE(SAEConfig(d_in=self.d, d_sae=self.F, k=self.k, auxk=auxk))
+        sae = SAE(SAEConfig(d_in=self.d, d_sae=self.F, k=self.k, auxk=auxk)).to(self.device)
         sae.matmul_dtype = torch.bfloat16 if self.bf16 else None
         self.trainer = LayerTrainer(sae, dead_after_tokens=self.dead_after or 10_000_000)
 
@@ -109,10 +119,10 @@ class Sparsify(Step):
         self.version = version_of("eai-sparsify")
         torch.manual_seed(0)
         config = SparseCoderConfig(num_latents=self.F, k=self.k, normalize_decoder=True)
-        self.sae = SparseCoder(self.d, config, dtype=torch.float32)
+        self.sae = SparseCoder(self.d, config, device=self.device, dtype=torch.float32)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=self.lr)
         self.started = False
-        self.inactive = torch.zeros(self.F, dtype=torch.long)
+        self.inactive = torch.zeros(self.F, dtype=torch.long, device=self.device)
 
     def step(self, x: Tensor) -> None:
         if not self.started:
@@ -120,7 +130,7 @@ class Sparsify(Step):
             self.started = True
         self.sae.set_decoder_norm_to_unit_norm()
         variance = (x - x.mean(0)).pow(2).sum()
-        with autocast(self.bf16):
+        with autocast(self.bf16, self.device):
             dead = self.inactive > self.dead_after if self.dead_after else None
             out = self.sae(x, y=x, dead_mask=dead, total_variance=variance)
         self.inactive += len(x)
@@ -152,14 +162,14 @@ class SaeLens(Step):
             d_sae=self.F,
             k=self.k,
             aux_loss_coefficient=1.0 if self.dead_after else 0.0,  # 1.0 is its default
-            device="cpu",
+            device=self.device,
         )
         self.sae = TopKTrainingSAE(config)
         trainer_config = SAETrainerConfig(
             total_training_samples=self.steps * self.N,
             train_batch_size_samples=self.N,
             lr=self.lr,
-            device="cpu",
+            device=self.device,
             lr_end=self.lr / 10,
             dead_feature_window=max(1, self.dead_after // self.N) if self.dead_after else 1000,
             autocast=False,  # entered in step(): on the CPU as its trainer does on a GPU
@@ -167,7 +177,7 @@ class SaeLens(Step):
         self.trainer = SAETrainer(trainer_config, self.sae, iter(()))
 
     def step(self, x: Tensor) -> None:
-        with autocast(self.bf16):
+        with autocast(self.bf16, self.device):
             self.trainer._train_step(self.sae, x)
         self.trainer.n_training_steps += 1
 
@@ -187,13 +197,14 @@ class DictionaryLearning(Step):
         self.trainer = TopKTrainer(
             steps=max(self.steps, 10), activation_dim=self.d, dict_size=self.F, k=self.k, layer=0,
             lm_name="none", dict_class=AutoEncoderTopK, lr=self.lr, warmup_steps=0, seed=0,
-            device="cpu", auxk_alpha=1 / 32 if self.dead_after else 0.0,  # 1 / 32 is its default
+            device=self.device,
+            auxk_alpha=1 / 32 if self.dead_after else 0.0,  # 1 / 32 is its default
         )  # fmt: skip
         self.trainer.dead_feature_threshold = self.dead_after or 10_000_000
         self.done = 0
 
     def step(self, x: Tensor) -> None:
-        with autocast(self.bf16):
+        with autocast(self.bf16, self.device):
             self.trainer.update(self.done, x)
         self.done += 1
 
@@ -221,15 +232,15 @@ class Overcomplete(Step):
 
         self.version = version_of("overcomplete")
         torch.manual_seed(0)
-        self.sae = TopKSAE(self.d, self.F, self.k).train()
+        self.sae = TopKSAE(self.d, self.F, self.k, device=self.device).train()
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=self.lr)
-        self.tracker = DeadCodeTracker(self.F, "cpu")
+        self.tracker = DeadCodeTracker(self.F, self.device)
         # Its AuxK has no notion of dead features: half of all that were not chosen.
         self.auxk = top_k_auxiliary_loss if self.dead_after else None
 
     def step(self, x: Tensor) -> None:
         self.optimizer.zero_grad()
-        with autocast(self.bf16):
+        with autocast(self.bf16, self.device):
             pre, codes, x_hat = self.sae(x)
             if self.auxk:
                 loss = self.auxk(x, x_hat, pre, codes, self.sae.get_dictionary())
@@ -247,16 +258,16 @@ class Overcomplete(Step):
 
 
 class Dense(Step):
-    """Plain PyTorch: torch.topk, scatter, dense matmuls, autograd, torch.optim.Adam."""
+    """Plain PyTorch: torch.topk, scatter, dense matmuls, autograd, torch.optim's fused Adam."""
 
     compiled = False
 
     def build(self) -> None:
         torch.manual_seed(0)
-        W = torch.nn.functional.normalize(torch.randn(self.F, self.d), dim=1)
-        zeros = (torch.zeros(self.F), torch.zeros(self.d))
+        W = torch.nn.functional.normalize(torch.randn(self.F, self.d, device=self.device), dim=1)
+        zeros = [torch.zeros(n, device=self.device) for n in (self.F, self.d)]
         self.parameters = [t.requires_grad_() for t in (W.clone(), W.clone(), *zeros)]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, fused=True)
         self.loss = (
             torch.compile(self.plain_loss, dynamic=False) if self.compiled else self.plain_loss
         )
@@ -270,7 +281,7 @@ class Dense(Step):
         return (x - acts @ W_dec - b_dec).square().sum(1).mean()
 
     def step(self, x: Tensor) -> None:
-        with autocast(self.bf16):
+        with autocast(self.bf16, self.device):
             loss = self.loss(x, *self.parameters)
         loss.backward()
         W_dec = self.parameters[1]
@@ -292,7 +303,7 @@ class Matmul(Step):
 
     def build(self) -> None:
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.W = torch.randn(self.F, self.d, dtype=dtype)
+        self.W = torch.randn(self.F, self.d, dtype=dtype, device=self.device)
 
     def step(self, x: Tensor) -> None:
         x.to(self.W.dtype) @ self.W.T
