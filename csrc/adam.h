@@ -27,16 +27,22 @@ inline V adam_element(V p, V g, V& m, V& v, const AdamFactors& f) {
     return p - f.step_size * m / (sqrt_of(v) * f.inverse_root + f.eps);
 }
 
-// Updates d elements with gradient `scale * grad` (grad null: a gradient of zero); returns the
-// squared norm of the new parameters.
-inline float adam_row(float* param, float* m, float* v, const float* grad, float scale, std::int64_t d,
-                      const AdamFactors& f) {
+// Updates d elements with gradient `scale * grad`, or kProjected: `scale * (grad - along * param)` (grad
+// null: a gradient of zero); returns the squared norm of the new parameters. Rows are updated in the order of
+// memory, and between two of them there is work without traffic: so the next ones come in beside this one.
+template <bool kProjected>
+float adam_row(float* param, float* m, float* v, const float* grad, float along, float scale, std::int64_t d,
+               const AdamFactors& f) {
+    auto gradient = [&](auto g, auto p) { return kProjected ? scale * (g - along * p) : scale * g; };
     Vec squares{};
     std::int64_t i = 0;
     for (; i + kLanes <= d; i += kLanes) {
-        Vec vm = load(m + i), vv = load(v + i);
-        const Vec g = grad ? scale * load(grad + i) : Vec{};
-        const Vec p = adam_element(load(param + i), g, vm, vv, f);
+        prefetch_ahead(param + i, d);
+        prefetch_ahead(m + i, d);
+        prefetch_ahead(v + i, d);
+        if (grad) prefetch_ahead(grad + i, d);
+        Vec p = load(param + i), vm = load(m + i), vv = load(v + i);
+        p = adam_element(p, grad ? gradient(load(grad + i), p) : Vec{}, vm, vv, f);
         store(m + i, vm);
         store(v + i, vv);
         store(param + i, p);
@@ -44,7 +50,7 @@ inline float adam_row(float* param, float* m, float* v, const float* grad, float
     }
     float tail = 0;
     for (; i < d; ++i) {
-        param[i] = adam_element(param[i], grad ? scale * grad[i] : 0.0f, m[i], v[i], f);
+        param[i] = adam_element(param[i], grad ? gradient(grad[i], param[i]) : 0.0f, m[i], v[i], f);
         tail += param[i] * param[i];
     }
     return sum(squares) + tail;

@@ -13,17 +13,15 @@ void adam(const Moments& w, const float* grad, std::int64_t rows, std::int64_t d
     const AdamFactors factors(options);
     constexpr std::int64_t kRows = 64;
     auto body = [&](std::int64_t chunk, int) {
-        const std::unique_ptr<float[]> projected(new float[options.unit_norm ? d : 0]);
         for (std::int64_t i = chunk * kRows; i < std::min(rows, (chunk + 1) * kRows); ++i) {
-            float* param = w.param + i * d;
+            float *param = w.param + i * d, *m = w.m + i * d, *v = w.v + i * d;
             const float* g = grad + i * d;
             if (options.unit_norm) {
-                std::copy_n(g, d, projected.get());
-                project_row(projected.get(), param, d);
-                g = projected.get();
+                const float squared = adam_row<true>(param, m, v, g, dot(g, param, d), 1.0f, d, factors);
+                normalize_row(param, squared, d);
+            } else {
+                adam_row<false>(param, m, v, g, 0.0f, 1.0f, d, factors);
             }
-            const float squared = adam_row(param, w.m + i * d, w.v + i * d, g, 1.0f, d, factors);
-            if (options.unit_norm) normalize_row(param, squared, d);
         }
     };
     parallel_for((rows + kRows - 1) / kRows, threads, body);

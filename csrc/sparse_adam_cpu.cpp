@@ -82,9 +82,10 @@ void sparse_adam(const SparseStep& s, const Adam& options, float* db_dec) {
     const AdamFactors f(options);
     auto update = [&](std::int64_t i, bool any, Gradient& g, std::int64_t) {
         const std::int64_t at = i * s.d;
-        adam_row(s.enc.param + at, s.enc.m + at, s.enc.v + at, any ? g.enc.get() : nullptr, s.clip_scale, s.d, f);
-        const float squared = adam_row(s.dec.param + at, s.dec.m + at, s.dec.v + at,
-                                       any ? g.dec.get() : nullptr, s.clip_scale, s.d, f);
+        const float *enc = any ? g.enc.get() : nullptr, *dec = any ? g.dec.get() : nullptr;  // projected already
+        adam_row<false>(s.enc.param + at, s.enc.m + at, s.enc.v + at, enc, 0.0f, s.clip_scale, s.d, f);
+        const float squared =
+            adam_row<false>(s.dec.param + at, s.dec.m + at, s.dec.v + at, dec, 0.0f, s.clip_scale, s.d, f);
         if (options.unit_norm) normalize_row(s.dec.param + at, squared, s.d);
         s.bias.param[i] = adam_element(s.bias.param[i], any ? s.clip_scale * g.bias : 0.0f, s.bias.m[i], s.bias.v[i], f);
     };

@@ -135,5 +135,10 @@ inline void prefetch_row(const T* row, std::int64_t d) {
     for (; p < end; p += 64) __builtin_prefetch(p);
 }
 
+// What stands so many floats further on; it may be beyond the end.
+inline void prefetch_ahead(const float* p, std::int64_t floats) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + sizeof(float) * floats));
+}
+
 }  // namespace TB_ISA
 }  // namespace tb
