@@ -72,7 +72,9 @@ def _step(record: Record) -> str:
     head = ("", "fp32, ms", "bf16 matmuls, ms", "peak memory, MB (fp32 / bf16)")
     before = (
         f"One full Adam training step with unit-norm decoder, {rows[0]['case']}; medians of"
-        f" {rows[0]['rounds']} interleaved rounds on {m['threads']} threads of an {m['cpu']}"
+        f" {rows[0]['rounds']} interleaved rounds, every process keeping the memory that it frees"
+        " (as they come, peers take up to twice as long: `benchmarks/README.md`), on"
+        f" {m['threads']} threads of an {m['cpu']}"
         f" ({m['isa']}), torch {m['torch']}, {m['date']}, commit {m['commit']}"
         " (`benchmarks/results/cpu.md` has all figures; made by"
         f" `trustbench bench --{m['scale']}`):"
