@@ -66,7 +66,7 @@ SCALES = {
         3,
         ops=(Shape(1024, 512, 8192, 32),),
         step=(Shape(1024, 512, 8192, 32),),
-        buffer=(Buffer(6, 512, 2048, 16384),),
+        buffer=(Buffer(6, 512, 2048, 8192),),
         attention=(Attention(1024, 64, 16, 4),),
         capture=(Model(1024, 4, 512, 8),),
         quality=(Quality(3, 40_960, 8_192, 2048, 32, 1024, 10_000, 2, (3e-3, 6e-3)),),
