@@ -21,8 +21,6 @@ PEERS = {
     "sparsify", "SAELens", "dictionary_learning", "overcomplete", "TransformerLens", "nnsight",
 }  # fmt: skip
 
-_WARM = 3  # rounds until every heap has the blocks that it needs
-
 
 class Worker:
     """One contender for one job; `absent` says why there is none."""
@@ -129,7 +127,7 @@ def measure(
         A module of benchmarks/peers.
     contenders : {label: (contender, its options)}
     rounds : int
-        After a few to warm up.
+        After a third as many to warm up, and two at least: so long heaps grow (peers/heap.py).
     memory : bool
         Ask for the peak memory of one more run.
     calls : {label: (method, its arguments)} or None
@@ -138,10 +136,11 @@ def measure(
     workers = start(job, contenders, peers_python)
     try:
         seconds: dict[str, list[float]] = {name: [] for name in workers}
-        for round_ in range(_WARM + rounds):
+        warm = max(2, rounds // 3)
+        for round_ in range(warm + rounds):
             for name, worker in workers.items():
                 answer = worker.ask(do="round")
-                if answer and round_ >= _WARM:
+                if answer and round_ >= warm:
                     seconds[name].append(answer["seconds"])
         answers: dict[str, dict[str, Any]] = {name: {} for name in workers}
         for name, worker in workers.items():
