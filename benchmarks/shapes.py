@@ -71,7 +71,7 @@ SCALES = {
         capture=(Model(1024, 4, 512, 8),),
         quality=(Quality(3, 40_960, 8_192, 2048, 32, 1024, 10_000, 2, (3e-3, 6e-3)),),
     ),
-    # About 20 minutes: what the README's figures are from.
+    # About 17 minutes: what the README's figures are from.
     "full": Scale(
         9,
         ops=BENCHMARK_SHAPES,
