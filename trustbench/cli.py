@@ -139,7 +139,7 @@ def _parser() -> ArgumentParser:
         " benchmarks/README.md says how to install the peers.",
     )
     bench.add_argument("--quick", action="store_true", help="3 minutes on 2 cores (the default)")
-    bench.add_argument("--full", action="store_true", help="20 minutes: the README's shapes")
+    bench.add_argument("--full", action="store_true", help="17 minutes: the README's shapes")
     bench.add_argument("--gpu", action="store_true", help="every kernel and the run, on a GPU")
     bench.add_argument("--only", default="", help="subjects, by commas: step,quality,ops,...")
     bench.add_argument("--out", default="bench-run", help="directory of bench.json, .md and .html")

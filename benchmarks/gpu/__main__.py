@@ -92,7 +92,7 @@ def _measure(device: torch.device, rehearse: bool, deadline: float) -> dict[str,
     result["kernels"] = [timing._asdict() for timing in timings]
 
     result["attention"] = stage(
-        "attention", 0 if rehearse else 20, lambda: attention.run(clock, rehearse)
+        "attention", 0 if rehearse else 60, lambda: attention.run(clock, rehearse)
     )
     layers, context = (2, 16) if rehearse else (24, 1024)
     result["buffer"] = stage(
@@ -116,16 +116,9 @@ def _measure(device: torch.device, rehearse: bool, deadline: float) -> dict[str,
     x = torch.randn(shape.N, shape.d, device=device).bfloat16()
     result["peers"] = {}
     for name, make in peers.steps(shape, device).items():
-        try:
-            step = make()
-        except (ImportError, OSError) as error:  # OSError: a kernel that cannot be fetched
-            result["peers"][name] = f"absent ({error})"
-            continue
-        least = 0 if rehearse else 15
         result["peers"][name] = stage(
-            name, least, lambda step=step: clock.seconds(lambda: step(x), rounds=7)
+            name, 0 if rehearse else 15, lambda make=make: peers.seconds(make, x, clock)
         )
-        del step
     result["quality"] = stage("quality", 0 if rehearse else 60, lambda: quality.run(device, rehearse))
     return result
 

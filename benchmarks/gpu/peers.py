@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import contenders, flex_sae
+from benchmarks.gpu.clock import Clock
 from trustbench.ops.spec import Shape
 
 Step = Callable[[Tensor], Any]
@@ -30,6 +31,15 @@ def steps(shape: Shape, device: torch.device) -> dict[str, Callable[[], Step]]:
         "flex-sae's kernels": partial(_flex_kernels, shape, device),
         "flex-sae's loss in PyTorch": partial(_flex, flex_sae.Loss.apply, shape, device),
     }
+
+
+def seconds(make: Callable[[], Step], x: Tensor, clock: Clock) -> float | str:
+    """Of one step; a peer that is not there says why."""
+    try:
+        step = make()
+    except (ImportError, OSError) as error:  # OSError: a kernel that cannot be fetched
+        return f"absent ({error})"
+    return clock.seconds(lambda: step(x), rounds=7)
 
 
 def _shared(name: str, shape: Shape, device: torch.device) -> Step:
