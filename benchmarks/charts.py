@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Row
-from trustbench.demo.charts import pyplot
+from trustbench.studies.demo.charts import pyplot
 
 OURS, THEIRS, FLOOR = "#21918c", "#8c959f", "#d1495b"
 

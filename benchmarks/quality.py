@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.charts import OURS, plain_numbers, save
 from benchmarks.record import Row, by_case
 from benchmarks.tables import absent, markdown, milliseconds
-from trustbench.demo.charts import pyplot
+from trustbench.studies.demo.charts import pyplot
 
 _HEAD = ("", "version", "learning rate", "fvu", "never active", "ms a step", "seconds of training")
 

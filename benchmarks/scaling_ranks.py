@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.peers import heap
-from trustbench.demo import assets
+from trustbench.studies.demo import assets
 
 ROOT = Path(__file__).parents[1]
 LAYERS = 6  # of the demo's model: what layers over ranks can be divided among

@@ -17,7 +17,7 @@ from benchmarks.peers.heap import memory
 from benchmarks.scaling_fit import Point
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, SAEConfig
-from trustbench.train.step import LayerTrainer
+from trustbench.steps.fused import LayerTrainer
 
 _WARM = 2
 

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+from benchmarks.roofline import Ceilings, Floor, measure_ceilings
 from benchmarks.shapes import Scale
 from benchmarks.workers import Measured
-from trustbench.roofline import Ceilings, Floor, measure_ceilings
 
 Name = TypeVar("Name")
 _ROUND, _MOST_CALLS = 0.02, 32  # seconds of one contender in a round, and calls in them

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.roofline import Floor
 from benchmarks.shapes import Attention, label
 from benchmarks.suite import MEASURED, Suite
 from benchmarks.workers import Measured, measure
 from trustbench.ops.attention_capture import SPEC
 from trustbench.ops.spec import Shape
-from trustbench.roofline import Floor
 
 SUBJECT = "attention"
 CONTENDERS = (

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.roofline import Floor
 from benchmarks.shapes import Buffer, label
 from benchmarks.suite import MEASURED, Suite
 from benchmarks.workers import Measured, measure
-from trustbench.roofline import Floor
 
 SUBJECT = "buffer"
 CONTENDERS = (

@@ -18,10 +18,10 @@ from benchmarks.shapes import Quality, label
 from benchmarks.suite import MEASURED, Suite
 from benchmarks.workers import Measured, Worker, start
 from trustbench.buffer import ActivationBuffer
-from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
 from trustbench.data import Documents, TokenStream
-from trustbench.demo import assets
+from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 from trustbench.sae.init import measure_input_scale
+from trustbench.studies.demo import assets
 
 SUBJECT = "quality"
 CONTENDERS = ("trustbench", "sparsify", "SAELens", "dictionary_learning", "overcomplete")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.roofline import Floor
 from benchmarks.shapes import label
 from benchmarks.suite import MEASURED, Suite
 from benchmarks.workers import Measured, measure
 from trustbench.ops.spec import Shape
-from trustbench.roofline import Floor
 
 SUBJECT = "step"
 CONTENDERS = (

@@ -1,6 +1,6 @@
 """Trains the language model of `trustbench demo`: a small GPT-NeoX on Shakespeare's plays.
 
-    python scripts/train_demo_model.py --text tinyshakespeare.txt --out trustbench/demo/assets
+    python scripts/train_demo_model.py --text tinyshakespeare.txt --out trustbench/studies/demo/assets
 
 Writes into --out: the model (bf16 safetensors and config), its byte-level BPE tokenizer, the text
 split into train.txt and heldout.txt (the last 5 %, cut between two speeches), and training.json:

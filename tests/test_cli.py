@@ -11,7 +11,7 @@ import pytest
 
 from trustbench.cli import main
 from trustbench.sae import SAEConfig
-from trustbench.train import TrainConfig
+from trustbench.training import TrainConfig
 
 
 def test_train_then_eval(tiny_model_dir, tiny_text, tmp_path, capsys):

@@ -8,30 +8,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trustbench import capture, ops, train
+    from trustbench import attention, models, ops
+    from trustbench.activations import CaptureConfig
+    from trustbench.activations import capture_activations as capture
     from trustbench.buffer import ActivationBuffer, Spill
-    from trustbench.sae import SAE, SAEConfig
-    from trustbench.train import TrainConfig
+    from trustbench.evals import evaluate
+    from trustbench.sae import SAE, SAEConfig, loss
+    from trustbench.training import TrainConfig, train
 
 __version__ = "0.1.0"
 
-# Imported on first use, so that `import trustbench` stays light.
+# Imported on first use, so that `import trustbench` stays light: {name: (module, name there)}.
 _HOMES = {
-    "ActivationBuffer": "trustbench.buffer",
-    "SAE": "trustbench.sae",
-    "SAEConfig": "trustbench.sae",
-    "Spill": "trustbench.buffer",
-    "TrainConfig": "trustbench.train",
+    "ActivationBuffer": ("trustbench.buffer", "ActivationBuffer"),
+    "CaptureConfig": ("trustbench.activations", "CaptureConfig"),
+    "SAE": ("trustbench.sae", "SAE"),
+    "SAEConfig": ("trustbench.sae", "SAEConfig"),
+    "Spill": ("trustbench.buffer", "Spill"),
+    "TrainConfig": ("trustbench.training", "TrainConfig"),
+    "capture": ("trustbench.activations", "capture_activations"),
+    "evaluate": ("trustbench.evals", "evaluate"),
+    "loss": ("trustbench.sae", "loss"),
+    "train": ("trustbench.training", "train"),
 }
-_MODULES = ("capture", "ops", "train")  # trustbench.train is a module that can be called
+_MODULES = ("attention", "models", "ops")
 __all__ = [
     "SAE",
     "ActivationBuffer",
+    "CaptureConfig",
     "SAEConfig",
     "Spill",
     "TrainConfig",
     "__version__",
+    "attention",
     "capture",
+    "evaluate",
+    "loss",
+    "models",
     "ops",
     "train",
 ]
@@ -41,5 +54,10 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"trustbench.{name}")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        module, attribute = _HOMES[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'trustbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

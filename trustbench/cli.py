@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(message: str) -> str:
     """The parser's message on one line, with the field that an unknown name may have meant."""
     from trustbench.activations import CaptureConfig
-    from trustbench.train.config import SAEConfig, TrainConfig
+    from trustbench.training.config import SAEConfig, TrainConfig
 
     known = [f.name for kind in (TrainConfig, CaptureConfig) for f in fields(kind)]
     known += [f"sae.{f.name}" for f in fields(SAEConfig)]
@@ -59,7 +59,7 @@ def _explain(message: str) -> str:
 
 def _parser() -> ArgumentParser:
     from trustbench.activations import CaptureConfig
-    from trustbench.train.config import TrainConfig
+    from trustbench.training.config import TrainConfig
 
     parser = ArgumentParser(
         prog="trustbench",
@@ -169,7 +169,7 @@ def _quiet_transformers() -> None:
 
 
 def _train(options: Namespace) -> int:
-    from trustbench.train import TrainConfig, train
+    from trustbench.training import TrainConfig, train
 
     _quiet_transformers()
     fields = options.as_dict()
@@ -193,7 +193,7 @@ def _capture(options: Namespace) -> int:
     fields = options.as_dict()
     fields.pop("config", None)
     if fields.pop("attention"):
-        from trustbench.evals.heads_run import profile_heads
+        from trustbench.attention.heads import profile_heads
 
         found = profile_heads(CaptureConfig(**fields))
         print(f"{len(found['text'])} layers, {found['tokens']} tokens: {options.out}/heads.html")
@@ -208,7 +208,7 @@ def _tune(options: Namespace) -> int:
     from trustbench import devices
     from trustbench.errors import bad
     from trustbench.ops import dispatch
-    from trustbench.train.tune import tune
+    from trustbench.training.tune import tune
 
     device = devices.resolve(options.device)
     if device.type != "cuda":
@@ -244,7 +244,7 @@ def _eval(options: Namespace) -> int:
 
 
 def _demo(options: Namespace) -> int:
-    from trustbench.demo.run import run_demo
+    from trustbench.studies.demo.run import run_demo
 
     _quiet_transformers()
     run_demo(Path(options.out), tokens=options.tokens)

@@ -28,7 +28,7 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.machine import machine
 from trustbench import ops
 from trustbench.ops.spec import Shape
-from trustbench.train.tune import tune
+from trustbench.training.tune import tune
 
 FULL = Shape(16384, 1024, 32768, 64)
 CHECKED = Shape(2048, 1024, 32768, 64)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks.gpu.clock import Clock, floor
 from benchmarks.gpu.profile import host_waits
+from benchmarks.roofline import Ceilings
 from trustbench.buffer import ActivationBuffer, Spill
 from trustbench.ops.spec import Shape
-from trustbench.roofline import Ceilings
 
 _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 

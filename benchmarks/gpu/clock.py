@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trustbench.roofline import Ceilings, Floor, measure_ceilings
+from benchmarks.roofline import Ceilings, Floor, measure_ceilings
 
 
 class Clock:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.profile import host_waits
+from benchmarks.roofline import Ceilings
 from trustbench.buffer import ActivationBuffer
-from trustbench.capture import ActivationCapture, resolve_hook_points
+from trustbench.models import ActivationCapture, resolve_hook_points
 from trustbench.ops.spec import Shape
-from trustbench.roofline import Ceilings
 from trustbench.sae import SAE, SAEConfig
-from trustbench.train import TrainConfig
-from trustbench.train.device_step import DeviceTrainer, GraphMemory
-from trustbench.train.memory import predict
-from trustbench.train.streams import Streams
+from trustbench.steps.triton import DeviceTrainer, GraphMemory
+from trustbench.training import TrainConfig
+from trustbench.training.memory import predict
+from trustbench.training.streams import Streams
 
 
 class Job(NamedTuple):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.clock import Clock, floor
+from benchmarks.roofline import Ceilings
 from trustbench.ops import dispatch
 from trustbench.ops.spec import Shape
-from trustbench.roofline import Ceilings
 
 _KERNELS = (
     "encode_topk", "decode", "code_grad", "reconstruct", "transpose_code", "weight_grad", "adam",

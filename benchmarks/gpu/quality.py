@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from trustbench import ops
-from trustbench.demo.run import demo_config
 from trustbench.sae import SAEConfig
-from trustbench.train import train
+from trustbench.studies.demo.run import demo_config
+from trustbench.training import train
 
 
 def run(device: torch.device, rehearse: bool) -> dict[str, Any]:

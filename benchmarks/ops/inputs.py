@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.roofline import Floor
 from benchmarks.shapes import label
 from benchmarks.suite import MEASURED, Suite, interleaved
 from benchmarks.workers import Measured
 from trustbench import __version__, ops
 from trustbench.ops.sparse_adam import Moments, Weights
 from trustbench.ops.spec import Shape
-from trustbench.roofline import Floor
 
 SUBJECT = "ops"
 

@@ -53,7 +53,7 @@ def statistics(pattern: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Trustbench(Forward):
-    """trustbench.capture.attention: these statistics and all its others, no pattern kept."""
+    """trustbench.attention.capture: these statistics and all its others, no pattern kept."""
 
     def make_model(self) -> Any:
         model = super().make_model()
@@ -61,9 +61,9 @@ class Trustbench(Forward):
         return model
 
     def forward(self) -> Any:
-        from trustbench.capture import attention
+        from trustbench import attention
 
-        return attention(self.model, self.ids)
+        return attention.capture(self.model, self.ids)
 
 
 class Eager(Forward):

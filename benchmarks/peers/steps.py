@@ -87,7 +87,7 @@ class Trustbench(Step):
 
     def build(self) -> None:
         from trustbench.sae import SAE, SAEConfig
-        from trustbench.train.step import LayerTrainer
+        from trustbench.steps.fused import LayerTrainer
 
         self.version = version_of("trustbench")
         auxk = -1 if self.dead_after else 0

@@ -1,6 +1,6 @@
 """encode_relu: entries above a bound, collected in the matmul's epilogue; or dense activations.
 
-The dense form is for codes with thousands of entries a token (see trustbench.train.dense_step): bias,
+The dense form is for codes with thousands of entries a token (see trustbench.steps.dense): bias,
 ReLU, and both sums over tokens that the L1 and L0 figures need happen in the epilogue.
 """
 

@@ -27,11 +27,11 @@ from trustbench.activations import (
     capture,
     capture_activations,
 )
-from trustbench.capture import ActivationCapture, load_model, resolve_hook_points
 from trustbench.cli import main
 from trustbench.data import Documents, TokenStream
 from trustbench.errors import DataError, InputError, NonFiniteError
 from trustbench.evals.run import evaluate_run
+from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 from trustbench.sae import load_saes
 
 CPU = torch.device("cpu")

@@ -13,6 +13,7 @@ import pytest
 
 import benchmarks
 from benchmarks import suite as suite_module
+from benchmarks.roofline import Floor
 from benchmarks.run import run
 from benchmarks.shapes import SCALES, label
 from benchmarks.subjects import subjects
@@ -22,7 +23,6 @@ from tests.benchmarks import rows
 from trustbench import ops
 from trustbench.errors import InputError
 from trustbench.ops.spec import BENCHMARK_SHAPES
-from trustbench.roofline import Floor
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,8 +19,8 @@ from trustbench.activations.cache import (
 )
 from trustbench.activations.config import TextConfig
 from trustbench.activations.sources import ModelSource
-from trustbench.capture.hook_points import Site
 from trustbench.errors import CheckpointError, DataError, bad
+from trustbench.models.hook_points import Site
 
 # What may differ between a capture and its continuation.
 _MAY_CHANGE = {"out", "device"}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from trustbench.capture.hook_points import Site
 from trustbench.errors import bad
+from trustbench.models.hook_points import Site
 
 Dtype = Literal["auto", "fp32", "bf16"]
 

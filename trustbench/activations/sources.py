@@ -14,10 +14,10 @@ import torch
 from trustbench import devices
 from trustbench.activations.cache import ActivationCache, Rows
 from trustbench.activations.config import TextConfig
-from trustbench.capture.hook_points import resolve_hook_points
-from trustbench.capture.model import ActivationCapture, load_model
 from trustbench.data import Documents, TokenStream
 from trustbench.errors import bad
+from trustbench.models.hook_points import resolve_hook_points
+from trustbench.models.hooks import ActivationCapture, load_model
 
 
 class Source(Protocol):

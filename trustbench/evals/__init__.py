@@ -1,5 +1,5 @@
 """Evaluation of SAEs on held-out text."""
 
-from trustbench.evals.evaluate import EvalReport, LayerEval, evaluate
+from trustbench.evals.sae import EvalReport, LayerEval, evaluate
 
 __all__ = ["EvalReport", "LayerEval", "evaluate"]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from trustbench import devices, files
-from trustbench.capture import load_model
 from trustbench.data import Documents, TokenStream
 from trustbench.errors import CheckpointError
-from trustbench.evals.evaluate import EvalReport, evaluate
+from trustbench.evals.sae import EvalReport, evaluate
+from trustbench.models import load_model
 from trustbench.sae import load_saes
 
 

@@ -1,0 +1,43 @@
+"""Floors and ceilings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.roofline import Ceilings, Floor, measure_ceilings
+
+CEILINGS = Ceilings(10e9, {"fp32": 100e9, "bf16": 400e9})
+
+
+@pytest.mark.parametrize(
+    ("floor", "seconds"),
+    [
+        (Floor(10e9), 1.0),
+        (Floor(10e9, 50e9), 1.0),  # memory binds
+        (Floor(10e9, 300e9), 3.0),  # arithmetic binds
+        (Floor(10e9, 300e9, "bf16"), 1.0),  # and no longer, at four times the rate
+        (Floor(0.0), 0.0),
+    ],
+)
+def test_a_floor_is_the_larger_of_its_two_times(floor, seconds):
+    assert floor.seconds(CEILINGS) == pytest.approx(seconds)
+
+
+def test_ceilings_are_what_the_clock_says():
+    calls = []
+
+    def half_a_second(call):
+        call()
+        calls.append(call)
+        return 0.5
+
+    found = measure_ceilings(torch.device("cpu"), half_a_second, small=True)
+    assert found.bytes_per_second == 2 * 8 * 2**14  # read and written
+    assert found.flops == {"fp32": 2 * 2 * 64**3, "bf16": 2 * 2 * 64**3}
+    assert len(calls) == 3
+
+
+def test_ceilings_of_this_machine_are_positive():
+    found = measure_ceilings(torch.device("cpu"), small=True)
+    assert found.bytes_per_second > 0 and min(found.flops.values()) > 0

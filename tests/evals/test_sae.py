@@ -1,0 +1,105 @@
+"""evaluate against brute force, and at its two ends: a perfect SAE and an empty one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from trustbench.data import Documents, TokenStream
+from trustbench.errors import CheckpointError, DataError, InputError
+from trustbench.evals import evaluate
+from trustbench.evals.run import evaluate_run
+from trustbench.models import ActivationCapture, load_model, resolve_hook_points
+from trustbench.sae import SAE, SAEConfig
+
+NAME = "gpt_neox.layers.1"
+
+
+@pytest.fixture
+def model(tiny_model_dir):
+    return load_model(str(tiny_model_dir))
+
+
+@pytest.fixture
+def batches(model, tiny_text):
+    stream = TokenStream(Documents(str(tiny_text)), model[1], 32, 4, repeat=False)
+    return [next(stream) for _ in range(6)]
+
+
+def test_a_perfect_sae_recovers_everything(model, batches):
+    """relu over ±identity reconstructs x exactly."""
+    sae = SAE(SAEConfig(d_in=16, d_sae=32, activation="relu"))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([torch.eye(16), -torch.eye(16)]))
+        sae.W_dec.copy_(sae.W_enc)
+    layer = evaluate({NAME: sae}, model[0], batches).layers[NAME]
+    assert layer.fvu == pytest.approx(0, abs=1e-10) and layer.cosine == pytest.approx(1)
+    assert layer.loss_recovered == pytest.approx(1, abs=1e-4)
+    assert layer.ce_reconstructed == pytest.approx(layer.ce_original, abs=1e-5)
+    assert layer.l0 == pytest.approx(16) and layer.dead_fraction == 0
+
+
+def test_an_empty_sae_is_zero_ablation(model, batches):
+    sae = SAE(SAEConfig(d_in=16, d_sae=32, k=4))
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e6)
+    layer = evaluate({NAME: sae}, model[0], batches).layers[NAME]
+    assert layer.ce_reconstructed == pytest.approx(layer.ce_zero, abs=1e-6)
+    assert layer.loss_recovered == pytest.approx(0, abs=1e-5)
+    assert layer.l0 == 0 and layer.dead_fraction == 1 and sum(layer.density_histogram) == 0
+    with torch.no_grad():  # a decoder bias at the mean is mean ablation
+        acts = [a[NAME][b.mask] for a, b in zip(_captured(model[0], batches), batches, strict=True)]
+        sae.b_dec.copy_(torch.cat(acts).mean(0))
+    layer = evaluate({NAME: sae}, model[0], batches).layers[NAME]
+    assert layer.fvu == pytest.approx(1, abs=1e-5)
+    assert layer.ce_reconstructed == pytest.approx(layer.ce_mean, abs=1e-5)
+
+
+def _captured(model, batches):
+    capture = ActivationCapture(model, resolve_hook_points(model, [NAME]))
+    return [capture.run(b.input_ids) for b in batches]
+
+
+def test_figures_against_brute_force(model, batches):
+    sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4, seed=3))
+    report = evaluate({"layers.1": sae}, model[0], batches)
+    layer = report.layers[NAME]
+    x = torch.cat(
+        [a[NAME][b.mask] for a, b in zip(_captured(model[0], batches), batches, strict=True)]
+    )
+    assert report.tokens == len(x)
+    acts = sae.encode(x)
+    x_hat = sae.decode(acts)
+    expected = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    assert layer.fvu == pytest.approx(expected.item(), rel=1e-4)
+    fired = (acts > 0).double().mean(0)
+    assert layer.dead_fraction == pytest.approx((fired == 0).double().mean().item())
+    assert layer.dense_fraction == pytest.approx((fired > 0.1).double().mean().item())
+    assert layer.l0 == pytest.approx((acts > 0).sum(1).double().mean().item())
+    assert sum(layer.density_histogram) == (fired > 0).sum()
+    losses = [
+        torch.nn.functional.cross_entropy(row[:-1], ids[1:], reduction="none")[mask[1:]]
+        for b in batches
+        for row, ids, mask in zip(model[0](b.input_ids).logits, b.input_ids, b.mask, strict=True)
+    ]
+    assert layer.ce_original == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    assert report.predicted_tokens == len(torch.cat(losses))
+
+
+def test_report_is_json_and_a_table(model, batches):
+    report = evaluate({NAME: SAE(SAEConfig(d_in=16, d_sae=64, k=4))}, model[0], batches, tokens=50)
+    assert 50 <= report.tokens < 300
+    assert json.loads(json.dumps(report.to_dict()))["layers"][NAME]["l0"] == pytest.approx(4, abs=1)
+    assert NAME in report.table() and "loss_recovered" in report.table()
+
+
+def test_bad_input_is_named(model, tmp_path):
+    sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4))
+    with pytest.raises(DataError, match="no two tokens"):
+        evaluate({NAME: sae}, model[0], [])
+    with pytest.raises(InputError, match="tokens=0"):
+        evaluate({NAME: sae}, model[0], [], tokens=0)
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+        evaluate_run(tmp_path, tokens=10, spliced_tokens=10)

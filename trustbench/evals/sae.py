@@ -1,0 +1,209 @@
+"""What SAEs keep of a model, measured on text that they were not trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trustbench.data import TokenBatch
+from trustbench.errors import DataError, bad
+from trustbench.models import ActivationCapture, HookPoint, replaced, resolve_hook_points
+from trustbench.sae import SAE
+from trustbench.sae.stats import firing_counts
+
+# Feature densities are counted in bins of log10(density): below the first edge lies "never".
+DENSITY_EDGES = tuple(-6 + 0.25 * i for i in range(25))
+DENSE = 0.1  # a feature that fires on more than this share of tokens is dense
+
+
+@dataclass
+class LayerEval:
+    """One SAE's figures on the evaluated tokens."""
+
+    fvu: float  # Σ‖x - x_hat‖² / Σ‖x - mean x‖²
+    l0: float  # active features a token
+    cosine: float  # mean cosine of x and x_hat
+    dead_fraction: float  # features that never fired on these tokens
+    dense_fraction: float  # features that fired on more than 10 % of them
+    ce_original: float  # nats a predicted token
+    ce_reconstructed: float  # with x_hat in the place of x
+    ce_zero: float  # with 0 in the place of x
+    ce_mean: float  # with the mean activation in the place of x
+    loss_recovered: float  # (ce_zero - ce_reconstructed) / (ce_zero - ce_original)
+    loss_recovered_mean: float  # the same against ce_mean
+    density_histogram: list[int]  # features per bin of DENSITY_EDGES (log10), never-firing left out
+
+
+@dataclass
+class EvalReport:
+    """The evaluation of all SAEs of a run."""
+
+    tokens: int  # activations evaluated
+    predicted_tokens: int  # tokens the cross-entropies are means over
+    layers: dict[str, LayerEval]  # by hook point
+    density_edges: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def table(self) -> str:
+        """A line a layer, for a terminal."""
+        columns = [f.name for f in dataclasses.fields(LayerEval) if f.name != "density_histogram"]
+        head = ["hook_point", *columns]
+        rows = [
+            [name, *(f"{getattr(layer, column):.4g}" for column in columns)]
+            for name, layer in self.layers.items()
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in [head, *rows]
+        ]
+        return "\n".join(lines)
+
+
+class _Sums:
+    """Running sums of one layer; all in fp64."""
+
+    def __init__(self, sae: SAE) -> None:
+        d, F = sae.cfg.d_in, sae.cfg.d_sae
+        self.error = self.squares = self.cosine = self.active = 0.0
+        device = sae.W_enc.device
+        self.mean = torch.zeros(d, dtype=torch.float64, device=device)
+        self.firing = torch.zeros(F, dtype=torch.int64, device=device)
+
+    def add(self, sae: SAE, x: Tensor) -> None:
+        code = sae.encode_sparse(x)
+        x_hat = sae.decode(code).to(torch.float64)
+        wide = x.to(torch.float64)
+        self.error += (wide - x_hat).square().sum().item()
+        self.squares += wide.square().sum().item()
+        self.mean += wide.sum(0)
+        self.cosine += torch.nn.functional.cosine_similarity(wide, x_hat, dim=1).sum().item()
+        counts = firing_counts(code, sae.cfg.d_sae)
+        self.firing += counts
+        self.active += counts.sum().item()
+
+
+@torch.no_grad()
+def evaluate(
+    saes: Mapping[str, SAE],
+    model: Any,
+    batches: Iterable[TokenBatch],
+    *,
+    tokens: int = 100_000,
+    spliced_tokens: int = 20_000,
+) -> EvalReport:
+    """Evaluate SAEs on a model and held-out text.
+
+    Parameters
+    ----------
+    saes : {hook point: SAE}
+    model
+        The transformers causal LM that they belong to, on the same device.
+    batches : iterable of TokenBatch
+        Held-out text. Masked positions (padding, an added BOS token) count for nothing; a
+        cross-entropy is a mean over the tokens that follow an unmasked or BOS position.
+    tokens : int
+        Activations to evaluate, at least, if the text has them.
+    spliced_tokens : int
+        Of these, how many to run the model on four times a layer for the cross-entropies.
+
+    Raises
+    ------
+    DataError
+        When the text holds no two tokens.
+    """
+    if tokens < 1 or spliced_tokens < 1:
+        raise bad("tokens", min(tokens, spliced_tokens), "an integer >= 1")
+    points = resolve_hook_points(model, list(saes))
+    by_name = {p.name: saes[n].eval() for p, n in zip(points, saes, strict=True)}
+    capture = ActivationCapture(model, points)
+    sums = {name: _Sums(sae) for name, sae in by_name.items()}
+    seen = kept_tokens = 0
+    kept: list[TokenBatch] = []
+    for host_batch in batches:
+        batch = TokenBatch(*(tensor.to(model.device) for tensor in host_batch))
+        for name, acts in capture.run(batch.input_ids).items():
+            sums[name].add(by_name[name], acts[batch.mask].float())
+        count = int(batch.mask.sum())
+        if kept_tokens < spliced_tokens:
+            kept.append(batch)
+            kept_tokens += count
+        seen += count
+        if seen >= tokens:
+            break
+    predicted = sum(int(batch.mask[:, 1:].sum()) for batch in kept)
+    if predicted == 0:
+        raise DataError("data: the evaluated part holds no two tokens in a row")
+
+    original = _cross_entropy(model, kept)
+    layers = {
+        point.name: _layer(
+            by_name[point.name], sums[point.name], seen, original, _Splicer(model, point, kept)
+        )
+        for point in points
+    }
+    return EvalReport(seen, predicted, layers, list(DENSITY_EDGES))
+
+
+class _Splicer:
+    """Cross-entropy with something else in the place of a hook point's activations."""
+
+    def __init__(self, model: Any, point: HookPoint, batches: list[TokenBatch]) -> None:
+        self.model, self.point, self.batches = model, point, batches
+
+    def __call__(self, function: Callable[[Tensor], Tensor]) -> float:
+        with replaced(self.point, function):
+            return _cross_entropy(self.model, self.batches)
+
+
+def _layer(sae: SAE, sums: _Sums, n: int, original: float, splice: _Splicer) -> LayerEval:
+    mean = sums.mean / n
+    variance = sums.squares - n * mean.square().sum().item()
+    reconstructed = splice(lambda x: sae(x))
+    zero = splice(torch.zeros_like)
+    with_mean = splice(lambda x: mean.to(x.dtype).expand_as(x))
+    density = sums.firing.double().cpu() / n
+    log_density = density[density > 0].log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
+    histogram = torch.histogram(log_density, torch.tensor(DENSITY_EDGES, dtype=torch.float64)).hist
+    return LayerEval(
+        fvu=sums.error / variance if variance > 0 else math.nan,
+        l0=sums.active / n,
+        cosine=sums.cosine / n,
+        dead_fraction=(density == 0).double().mean().item(),
+        dense_fraction=(density > DENSE).double().mean().item(),
+        ce_original=original,
+        ce_reconstructed=reconstructed,
+        ce_zero=zero,
+        ce_mean=with_mean,
+        loss_recovered=_recovered(zero, reconstructed, original),
+        loss_recovered_mean=_recovered(with_mean, reconstructed, original),
+        density_histogram=histogram.long().tolist(),
+    )
+
+
+def _recovered(ablated: float, reconstructed: float, original: float) -> float:
+    # Where ablation costs nothing there is nothing to recover.
+    return (ablated - reconstructed) / (ablated - original) if ablated != original else math.nan
+
+
+def _cross_entropy(model: Any, batches: list[TokenBatch]) -> float:
+    """Mean next-token loss (nats) over the unmasked tokens that have a predecessor in their row."""
+    total, count = 0.0, 0
+    for batch in batches:
+        logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].float()
+        wanted = batch.mask[:, 1:]
+        loss = torch.nn.functional.cross_entropy(
+            logits[wanted], batch.input_ids[:, 1:][wanted], reduction="sum"
+        )
+        total += loss.item()
+        count += int(wanted.sum())
+    return total / count

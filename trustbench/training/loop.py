@@ -1,0 +1,363 @@
+"""train(): text -> model forward -> buffer -> one step on every layer, until the tokens are used."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trustbench import devices, files
+from trustbench.activations import ActivationCache, CacheSource, ModelSource, SharedSource, Source
+from trustbench.buffer import ActivationBuffer
+from trustbench.errors import DataError, NonFiniteError, TrustbenchError, bad
+from trustbench.ops import dispatch
+from trustbench.sae import SAE, load_saes
+from trustbench.sae.init import initialise
+from trustbench.steps.fused import AdamOptions, LayerTrainer
+from trustbench.steps.sharded import ShardedTrainer
+from trustbench.steps.triton import DeviceTrainer, GraphMemory
+from trustbench.team import Team
+from trustbench.training import checkpoint, memory, schedule
+from trustbench.training.config import TrainConfig
+from trustbench.training.metrics import JsonLines, import_libraries, open_sinks
+from trustbench.training.sharding import Sharding
+from trustbench.training.streams import Streams
+
+_INIT_TOKENS = 8192  # activations that an SAE's start is fitted to
+
+
+class TrainResult(NamedTuple):
+    """What a run left behind."""
+
+    out: Path
+    saes: dict[str, SAE]  # by hook point, in eval mode; those that this process trained
+    tokens: int
+    finished: bool  # False: stopped by Ctrl-C or SIGTERM; the same call resumes
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
+    """Train SAEs on all chosen layers together; resume if `config.out` holds this run.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    TrainResult
+        The SAEs are also in out/final/<hook point>/.
+
+    Raises
+    ------
+    InputError, DataError, CheckpointError, NonFiniteError
+        Each says what is wrong in one sentence. A run stopped by one of them resumes from its last
+        checkpoint once the cause is gone; bad data or activations lose nothing at all, as a
+        checkpoint is written before they are reported.
+    """
+    config = config.completed()
+    out = Path(config.out)
+    checkpoint.check_same_run(out, config)
+    if (out / "final").is_dir():
+        return _finished(out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = devices.resolve(config.device)
+    team = Team.of_environment(device)
+    try:
+        return _Run(config, device, team).go(progress and team.rank == 0)
+    finally:
+        team.leave()
+
+
+class _Run:
+    """One run: the objects, and the loop over them."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, team: Team) -> None:
+        self.config, self.out, self.team = config, Path(config.out), team
+        if config.spill and team.size > 1:
+            raise NotImplementedError(
+                "spill_host_gb, spill_disk_gb: tiers belong to one process yet; on several, a pool"
+                " (buffer_tokens) as many times as large takes the same memory of each"
+            )
+        self.libraries = import_libraries(config) if team.rank == 0 else {}
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches on the current device
+        stored = devices.dtype(config.buffer_dtype, device)
+        source = self._source()
+        self.sharding = Sharding(team, config.parallel, source.widths)
+        self.source: Source = source
+        if team.size > 1:
+            checked = torch.bfloat16 if stored == torch.float8_e4m3fn else stored
+            self.source = SharedSource(source, team, self.sharding.kept, checked)
+        widths = {name: source.widths[name] for name in self.sharding.trained}
+        if device.type == "cuda":
+            size = source.model_bytes
+            free, _ = torch.cuda.mem_get_info(device)
+            # What the model takes already is part of what is needed.
+            needs = memory.check(memory.predict(config, widths, size), free + size, config, widths)
+            if team.rank == 0:
+                print(needs)
+        self.buffer = ActivationBuffer(
+            self.sharding.kept_widths,
+            config.buffer_capacity,
+            dtype=stored,
+            seed=config.seed,
+            device=device,
+            spill=config.spill,
+        )
+        self.streams = Streams(device)
+        self.graphs = GraphMemory() if device.type == "cuda" else None
+        self.trainers = {name: self._trainer(name, width) for name, width in widths.items()}
+        self.tokens = 0
+
+    def _source(self) -> Source:
+        config = self.config
+        if config.activations:
+            cache = ActivationCache(config.activations)
+            names = cache.select(config.layers)
+            most = config.model_rows * config.context_length
+            return CacheSource(cache, names, most, self.device, config.seed, stride=self.team.size)
+        return ModelSource(config, self.device, devices.dtype(config.model_dtype, self.device))
+
+    def _trainer(self, name: str, width: int) -> LayerTrainer:
+        config, sae_config = self.config, self.config.sae
+        if sae_config.d_in not in (0, width):
+            raise bad("sae.d_in", sae_config.d_in, f"0 or {width}, the width of {name}")
+        sae = SAE(sae_config.replace(d_in=width)).to(self.device)
+        adam = AdamOptions(config.beta1, config.beta2, config.eps, config.clip_norm)
+        options: dict[str, Any] = {"dead_after_tokens": config.dead_after_tokens, "name": name}
+        fused = sae_config.activation != "jumprelu" and not self.sharding.columns
+        if fused and dispatch.implementation("sparse_adam", sae.W_enc) == "triton":
+            return DeviceTrainer(
+                sae,
+                adam,
+                moment_dtype=devices.dtype(config.state_dtype, self.device),
+                compute_dtype=torch.float32 if config.matmul_dtype == "fp32" else torch.bfloat16,
+                graphs=self.graphs,
+                **options,
+            )
+        if config.state_dtype == "bf16":
+            raise bad(
+                "state_dtype", "bf16", "fp32, except on a GPU, not for jumprelu or parallel=tokens"
+            )
+        if config.matmul_dtype == "bf16" or (
+            config.matmul_dtype == "auto" and (self.device.type == "cuda" or dispatch.has_fast_bf16())
+        ):
+            sae.matmul_dtype = torch.bfloat16
+        if self.sharding.columns:
+            return ShardedTrainer(sae, adam, team=self.team, **options)
+        return LayerTrainer(sae, adam, **options)
+
+    def go(self, progress: bool) -> TrainResult:
+        """Resume or start, loop, save."""
+        with self.buffer:
+            result = self._go(progress)
+            if result.finished:
+                self.buffer.forget()
+        return result
+
+    def _go(self, progress: bool) -> TrainResult:
+        config = self.config
+        parts = (self.source, self.buffer, self.trainers, self.sharding)
+        with self.team.together():
+            saved = checkpoint.load(self.out, *parts)
+        if saved:
+            self.tokens = saved["tokens"]
+        else:
+            self._fill()
+            self._initialise()
+        with ExitStack() as stack:
+            if self.team.rank == 0:
+                # Only now that model, text and settings have worked together is there a directory.
+                with checkpoint.writing(self.out / "config.json"):
+                    files.atomic_write_json(self.out / "config.json", config.to_dict())
+                checkpoint.remove_leftovers(self.out)
+                position = saved["metrics_position"] if saved else 0
+                with checkpoint.writing(self.out / "metrics.jsonl"):
+                    self.lines = JsonLines(self.out / "metrics.jsonl", position)
+                stack.callback(self.lines.close)
+                self.sinks = open_sinks(self.libraries, config, self.out, self.tokens)
+                for sink in self.sinks:
+                    stack.callback(sink.close)
+            bar = stack.enter_context(
+                tqdm(total=config.tokens, initial=self.tokens, unit="tok", unit_scale=True,
+                     smoothing=0.1, disable=not progress)
+            )  # fmt: skip
+            stopping = stack.enter_context(_stop_signals())
+            finished = self._loop(bar, stopping)
+        if finished:
+            self._save_saes(self.out / "final")
+        for trainer in self.trainers.values():
+            trainer.settle()
+        saes = {name: trainer.sae.eval().cpu() for name, trainer in self.trainers.items()}
+        for sae in saes.values():
+            sae.matmul_dtype = None  # as they load from files
+        return TrainResult(self.out, saes, self.tokens, finished)
+
+    def _loop(self, bar: Any, stopping: threading.Event) -> bool:
+        config = self.config
+        self._last = (time.monotonic(), self.tokens)
+        saved_at, saved_tokens = time.monotonic(), self.tokens
+        if failure := self._filled():
+            self._checkpoint()
+            raise failure
+        # A LayerTrainer is done with a batch when its step returns, a DeviceTrainer one step later.
+        reusable = not any(isinstance(t, DeviceTrainer) for t in self.trainers.values())
+        batch: dict[str, Tensor] | None = None
+        while self.tokens < config.tokens:
+            n = min(config.batch_size, config.tokens - self.tokens)
+            try:
+                batch = self.buffer.take(n, batch if reusable and n == config.batch_size else None)
+            except DataError:  # a spilled segment cannot be read back; all steps so far are whole
+                self._checkpoint()
+                raise
+            with self.streams.beside():  # on a GPU the model's forward runs while the SAEs train
+                failure = self._filled()
+            self._step(batch, bar)
+            self.streams.join()
+            if self.device.type == "cuda" and self.steps % config.log_every == 0:
+                with self.team.together():
+                    self.buffer.check_finite()
+            if failure:
+                self._checkpoint()  # all steps so far are whole, and _fill left the data where it was
+                raise failure
+            due = config.checkpoint_tokens and (
+                self.tokens - saved_tokens >= config.checkpoint_tokens
+            )
+            late = config.checkpoint_minutes and (
+                time.monotonic() - saved_at >= 60 * config.checkpoint_minutes
+            )
+            # Clocks and signals of ranks differ.
+            stop, save = self.team.any(stopping.is_set(), bool(due or late))
+            if stop or save:
+                self._checkpoint()
+                saved_at, saved_tokens = time.monotonic(), self.tokens
+            if stop and self.tokens < config.tokens:
+                return False
+        return True
+
+    def _filled(self) -> TrustbenchError | None:
+        """`_fill`; returns what went wrong with the data, for after the step that is under way."""
+        try:
+            self._fill()
+        except (DataError, NonFiniteError) as error:
+            return error
+        return None
+
+    def _fill(self) -> None:
+        """Pull until the buffer has no room for another forward (or the run needs no more).
+
+        If what is pulled cannot be had or stored, the source stands before it again.
+        """
+        config = self.config
+        most = config.model_rows * config.context_length
+        while self.buffer.space >= most and self.buffer.tokens_in < config.tokens:
+            position = self.source.state_dict()
+            try:
+                self.buffer.put(self.source.pull().acts)
+            except (DataError, NonFiniteError):
+                self.source.load_state_dict(position)
+                raise
+
+    def _initialise(self) -> None:
+        """Fit every SAE's start to the first activations."""
+        for name, sample in self.buffer.peek(_INIT_TOKENS).items():
+            sample = self.sharding.whole(name, sample)
+            initialise(self.trainers[name].sae, sample.float(), self.config.b_dec_init)
+            self.trainers[name].weights_changed()
+
+    def _step(self, batch: dict[str, Tensor], bar: Any) -> None:
+        config = self.config
+        size = len(next(iter(batch.values())))
+        before, self.tokens = self.tokens, self.tokens + size
+        step = self.steps + 1
+        # The schedules are read in the middle of the step: neither the first nor the last is 0.
+        middle = (before + self.tokens) / 2
+        lr = config.learning_rate * schedule.lr_factor(config, middle)
+        sparsity = schedule.sparsity_factor(config, middle)
+        measure = step % config.log_every == 0 or self.tokens >= config.tokens
+        with self.team.together():
+            results = {
+                name: trainer.step(
+                    self.sharding.whole(name, batch[name]), lr, sparsity=sparsity, measure=measure
+                )
+                for name, trainer in self.trainers.items()
+            }
+        bar.update(size)
+        if measure:
+            now = time.monotonic()
+            speed = (self.tokens - self._last[1]) / max(now - self._last[0], 1e-9)
+            self._last = (now, self.tokens)
+            lines: dict[str, dict[str, Any]] = {}
+            for name, result in results.items():
+                line = {"step": step, "tokens": self.tokens, "hook_point": name, "lr": lr}
+                assert result is not None  # it was asked to measure
+                lines[name] = line | result._asdict() | {"tokens_per_second": round(speed)}
+            for part in self.team.objects(lines):
+                lines |= part
+            if self.team.rank == 0:
+                self._write([lines[name] for name in self.sharding.widths])
+            mean = sum(line["fvu"] or 0.0 for line in lines.values()) / len(lines)
+            bar.set_postfix_str(f"mean fvu {mean:.4f}")
+        for count in config.snapshots:
+            if before < count <= self.tokens:
+                self._save_saes(self.out / "snapshots" / str(count))
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        """To metrics.jsonl, and wherever else metrics go."""
+        for line in lines:
+            with checkpoint.writing(self.out / "metrics.jsonl"):
+                self.lines.write(line)
+            for sink in self.sinks:
+                sink.write(line)
+
+    @property
+    def steps(self) -> int:
+        """Training steps so far."""
+        return next(iter(self.trainers.values())).steps
+
+    def _save_saes(self, target: Path) -> None:
+        with checkpoint.writing(target), self.team.directory(target) as directory:
+            for name, trainer in self.trainers.items():
+                trainer.settle()
+                if self.sharding.writes(name):
+                    trainer.sae.save(directory / name)
+
+    def _checkpoint(self) -> None:
+        position = self.lines.position if self.team.rank == 0 else 0
+        progress = {"tokens": self.tokens, "metrics_position": position}
+        checkpoint.save(self.out, progress, self.source, self.buffer, self.trainers, self.sharding)
+
+
+def _finished(out: Path) -> TrainResult:
+    tokens = files.read_json(out / "config.json")["tokens"]
+    return TrainResult(out, load_saes(out / "final"), tokens, finished=True)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets: the step under way ends, a checkpoint is written."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    previous = {
+        number: signal.signal(number, lambda *_: stopping.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stopping
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
