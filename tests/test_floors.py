@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trustbench"
 # Each floor may import the floors named before it.
 FLOORS = [
-    {"errors", "__init__", "_C", "_cuda"},
+    {"waiting", "errors", "__init__", "_C", "_cuda"},
     {"files", "devices"},
     {"team"},
     {"kernels"},

@@ -7,6 +7,8 @@ tb.train(tb.TrainConfig(model=..., data=..., out=..., tokens=..., sae=tb.SAEConf
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from trustbench import waiting
+
 if TYPE_CHECKING:
     from trustbench import attention, models, ops
     from trustbench.activations import CaptureConfig
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from trustbench.training import TrainConfig, train
 
 __version__ = "0.1.0"
+
+waiting.policy()  # before anything here imports torch
 
 # Imported on first use, so that `import trustbench` stays light: {name: (module, name there)}.
 _HOMES = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trustbench import __version__, ops
+from trustbench import __version__, ops, waiting
 from trustbench.ops import dispatch
 
 
@@ -24,6 +24,7 @@ def collect() -> dict[str, Any]:
     for name in ("numpy", "transformers", "tokenizers", "safetensors", "triton"):
         info[name] = _version(name)
     info["cpu"] = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    info["waiting threads"] = waiting.policy()
     native = _module("_C")
     if native is None:
         info["trustbench._C"] = "NOT BUILT: every op runs its slow PyTorch reference"
