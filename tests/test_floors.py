@@ -18,7 +18,7 @@ FLOORS = [
     {"team"},
     {"kernels"},
     {"ops"},
-    {"data"},
+    {"data", "report"},
     {"models"},
     {"sae"},
     {"buffer"},

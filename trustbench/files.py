@@ -32,7 +32,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block succeeds."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -113,7 +113,7 @@ def save_tensors(
 ) -> None:
     """Write tensors of any shape and dtype as one safetensors file, whole or not at all."""
     ready = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
 
 
