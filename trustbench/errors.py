@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -28,3 +30,9 @@ class NonFiniteError(TrustbenchError):
 def bad(argument: str, value: Any, expected: str) -> InputError:
     """Word an `InputError` the one way this project does: name, value, expectation."""
     return InputError(f"{argument}={value!r}: expected {expected}")
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean 'so'?", or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from trustbench.activations.cache import (
 from trustbench.activations.config import TextConfig
 from trustbench.activations.sources import ModelSource
 from trustbench.errors import CheckpointError, DataError, bad
+from trustbench.fields import NonEmptyStr, NonNegativeInt, PositiveInt
 from trustbench.models.hook_points import Site
 
 # What may differ between a capture and its continuation.
@@ -48,19 +48,10 @@ class CaptureConfig(TextConfig):
         twice. 0: about 500 MB.
     """
 
-    out: str
-    tokens: int
+    out: NonEmptyStr
+    tokens: PositiveInt
     dtype: StoredDtype = "bf16"
-    shard_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.check_kinds({})
-        for name in ("model", "data", "out"):
-            if not getattr(self, name):
-                raise bad(name, getattr(self, name), "a non-empty string")
-        self.check_text()
-        self.check_least({"tokens": 1, "shard_tokens": 0})
-        self.check_choices({"dtype": StoredDtype})
+    shard_tokens: NonNegativeInt = 0
 
 
 def capture_activations(config: CaptureConfig, *, progress: bool = True) -> ActivationCache:
@@ -81,7 +72,7 @@ def capture_activations(config: CaptureConfig, *, progress: bool = True) -> Acti
     print(check_disk(out, source.widths, config.tokens, config.dtype))
     aliases = {p.name: [*p.aliases, *_number(p, config.site)] for p in source.points}
     shard = config.shard_tokens or max(1, _SHARD_BYTES // token_bytes(source.widths, config.dtype))
-    writer = CacheWriter(out, dataclasses.asdict(config), source.widths, aliases, shard)
+    writer = CacheWriter(out, config.to_dict(), source.widths, aliases, shard)
     if writer.position is not None:
         source.load_state_dict(writer.position)
     with tqdm(
@@ -124,7 +115,7 @@ def _check_same(out: Path, config: CaptureConfig) -> None:
         saved = files.read_json(out / "index.json")["settings"]
     except (CheckpointError, KeyError, TypeError) as error:
         raise DataError(f"{out}/index.json: no index of an activation cache ({error})") from error
-    for name, mine in dataclasses.asdict(config).items():
+    for name, mine in config.to_dict().items():
         if name not in _MAY_CHANGE and saved.get(name) != mine:
             raise bad(
                 "out",

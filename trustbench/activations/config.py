@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from trustbench.errors import bad
+from trustbench.data import Documents, TokenStream
+from trustbench.data.tokens import Part
+from trustbench.fields import Bounds, Config, NonEmptyStr, PositiveInt
 from trustbench.models.hook_points import Site
 
 Dtype = Literal["auto", "fp32", "bf16"]
+Layers = Annotated[str | list[int | str], "'all', or a list of layer numbers and names"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Config):
     """A model, its hook points, and the text it reads.
 
     Parameters
@@ -51,60 +53,40 @@ class TextConfig:
         Start every row with the BOS token; its activations are left out.
     """
 
-    model: str = ""
-    data: str = ""
-    layers: str | list[int | str] = "all"
+    model: NonEmptyStr
+    data: NonEmptyStr
+    layers: Layers = "all"
     site: Site = "resid_post"
-    context_length: int = 256
-    model_rows: int = 16
+    context_length: Annotated[int, Bounds(least=2)] = 256
+    model_rows: PositiveInt = 16
     device: str = "auto"
     model_dtype: Dtype = "auto"
     data_field: str = "text"
     data_split: str = "train"
     document_separator: str = ""
-    heldout_fraction: float = 0.05
+    heldout_fraction: Annotated[float, Bounds(least=0, most=0.5)] = 0.05
     pack_documents: bool = False
     prepend_bos: bool = False
 
-    def check_text(self) -> None:
-        """InputError for a field of these that is out of its range."""
-        listed = self.layers if isinstance(self.layers, list) else [self.layers]
-        if any(type(entry) not in (int, str) for entry in listed) or type(self.layers) is int:
-            raise bad("layers", self.layers, "'all', or a list of layer numbers and names")
-        self.check_least({"context_length": 2, "model_rows": 1})
-        self.check_choices({"site": Site, "model_dtype": Dtype})
-        if not 0 <= self.heldout_fraction <= 0.5:
-            raise bad("heldout_fraction", self.heldout_fraction, "a number in [0, 0.5]")
-
-    def check_kinds(self, kinds: Mapping[str, tuple[Any, str]]) -> None:
-        """A file or a dict can hold anything; integers and choices are checked with their ranges.
-
-        kinds: {annotation: (type, what it is called)}, beyond strings, booleans and numbers.
-        """
-        known = {
-            "str": (str, "a string"),
-            "bool": (bool, "true or false"),
-            "float": ((int, float), "a number"),
-            **kinds,
-        }
-        for name, annotation in ((f.name, str(f.type)) for f in dataclasses.fields(self)):
-            value = getattr(self, name)
-            kind, expected = known.get(annotation, (object, ""))
-            if not isinstance(value, kind) or (annotation == "float" and isinstance(value, bool)):
-                raise bad(name, value, expected)
-
-    def check_least(self, least: Mapping[str, int]) -> None:
-        """Integers that are at least so large."""
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-                raise bad(name, value, f"an integer >= {bound}")
-
-    def check_choices(self, choices: Mapping[str, Any]) -> None:
-        """Names out of a Literal."""
-        for name, options in choices.items():
-            if getattr(self, name) not in get_args(options):
-                raise bad(name, getattr(self, name), f"one of {', '.join(get_args(options))}")
+    def stream(self, tokenizer: Any, part: Part, *, repeat: bool = False) -> TokenStream:
+        """The text as rows of tokens: the part that is trained on, the one held out, or all of it."""
+        documents = Documents(
+            self.data,
+            field=self.data_field,
+            split=self.data_split,
+            separator=self.document_separator,
+        )
+        return TokenStream(
+            documents,
+            tokenizer,
+            self.context_length,
+            self.model_rows,
+            part=part,
+            heldout_fraction=self.heldout_fraction,
+            pack_documents=self.pack_documents,
+            prepend_bos=self.prepend_bos,
+            repeat=repeat,
+        )
 
 
 # What a cache of activations decides for those who train on it.

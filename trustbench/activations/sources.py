@@ -14,7 +14,6 @@ import torch
 from trustbench import devices
 from trustbench.activations.cache import ActivationCache, Rows
 from trustbench.activations.config import TextConfig
-from trustbench.data import Documents, TokenStream
 from trustbench.errors import bad
 from trustbench.models.hook_points import resolve_hook_points
 from trustbench.models.hooks import ActivationCapture, load_model
@@ -64,12 +63,6 @@ class ModelSource:
         *,
         repeat: bool = True,
     ) -> None:
-        documents = Documents(
-            settings.data,
-            field=settings.data_field,
-            split=settings.data_split,
-            separator=settings.document_separator,
-        )
         model, tokenizer = load_model(settings.model, dtype=dtype, device=device)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if positions and settings.context_length > positions:
@@ -81,17 +74,7 @@ class ModelSource:
         self.widths = {name: acts.shape[-1] for name, acts in probe.items()}
         self.model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self._first = int(settings.prepend_bos)  # the column of position 0
-        self.stream = TokenStream(
-            documents,
-            tokenizer,
-            settings.context_length,
-            settings.model_rows,
-            part="train",
-            heldout_fraction=settings.heldout_fraction,
-            pack_documents=settings.pack_documents,
-            prepend_bos=settings.prepend_bos,
-            repeat=repeat,
-        )
+        self.stream = settings.stream(tokenizer, "train", repeat=repeat)
 
     def pull(self) -> Rows:
         """One forward's tokens, without padding and BOS."""

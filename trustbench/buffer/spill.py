@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trustbench.errors import DataError, bad
+from trustbench.fields import Config, NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spill:
+class Spill(Config):
     """Bounds of the tiers below a buffer's pool: host memory, then files.
 
     Tokens lie there in segments of about 32 MiB (less where the pool is small). The place of one
@@ -30,14 +31,12 @@ class Spill:
         there is removed.
     """
 
-    host_bytes: int = 0
-    disk_bytes: int = 0
+    host_bytes: NonNegativeInt = 0
+    disk_bytes: NonNegativeInt = 0
     directory: str = ""
 
-    def __post_init__(self) -> None:
-        for name in ("host_bytes", "disk_bytes"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise bad(name, getattr(self, name), "an integer >= 0")
+    def check(self) -> None:
+        """Files without a directory: InputError."""
         if self.disk_bytes and not self.directory:
             raise bad("directory", self.directory, "where the files may lie, as disk_bytes is not 0")
 

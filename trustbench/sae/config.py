@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
-from trustbench.errors import InputError, bad
+from trustbench.errors import bad
+from trustbench.fields import (
+    Bounds,
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from trustbench.ops.sparse_adam import L1Form
 
 Activation = Literal["topk", "batchtopk", "relu", "jumprelu"]
-L1Form = Literal["decoder_norm", "sum"]
 L0Form = Literal["l0", "tanh"]
 Normalize = Literal["none", "expected_norm"]
 
 
-@dataclass(frozen=True)
-class SAEConfig:
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig(Config):
     """What defines a sparse autoencoder.
 
     Parameters
@@ -60,44 +66,25 @@ class SAEConfig:
         Of the initial weights.
     """
 
-    d_in: int = 0
-    d_sae: int = 0
+    d_in: NonNegativeInt = 0
+    d_sae: PositiveInt
     activation: Activation = "topk"
-    k: int = 32
-    l1_coefficient: float = 1e-3
+    k: PositiveInt = 32
+    l1_coefficient: NonNegativeFloat = 1e-3
     l1_form: L1Form = "decoder_norm"
-    l0_coefficient: float = 1e-3
+    l0_coefficient: NonNegativeFloat = 1e-3
     l0_form: L0Form = "l0"
-    bandwidth: float = 1e-3
-    jumprelu_threshold: float = 1e-3
-    auxk: int = -1
-    auxk_coefficient: float = 1 / 32
+    bandwidth: PositiveFloat = 1e-3
+    jumprelu_threshold: PositiveFloat = 1e-3
+    auxk: Annotated[int, Bounds(least=-1)] = -1
+    auxk_coefficient: NonNegativeFloat = 1 / 32
     unit_norm: bool = True
     tied_init: bool = True
     normalize: Normalize = "none"
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
-    def __post_init__(self) -> None:
-        integers = {"d_in": 0, "d_sae": 1, "k": 1, "auxk": -1, "seed": 0}
-        for name, least in integers.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise bad(name, value, f"an integer >= {least}")
-        choices = {
-            "activation": Activation,
-            "l1_form": L1Form,
-            "l0_form": L0Form,
-            "normalize": Normalize,
-        }
-        for name, options in choices.items():
-            if getattr(self, name) not in get_args(options):
-                raise bad(name, getattr(self, name), f"one of {', '.join(get_args(options))}")
-        for name in ("l1_coefficient", "l0_coefficient", "auxk_coefficient"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise bad(name, getattr(self, name), "a finite number >= 0")
-        for name in ("bandwidth", "jumprelu_threshold"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise bad(name, getattr(self, name), "a finite number > 0")
+    def check(self) -> None:
+        """More features active than there are: InputError."""
         if self.activation in ("topk", "batchtopk") and self.k > self.d_sae:
             raise bad("k", self.k, f"an integer in [1, d_sae={self.d_sae}]")
 
@@ -109,27 +96,3 @@ class SAEConfig:
         if self.auxk >= 0:
             return min(self.auxk, self.d_sae)
         return min(2 ** round(math.log2(max(self.d_in / 2, 1))), self.d_sae)
-
-    def replace(self, **changes: Any) -> SAEConfig:
-        """A copy with some fields changed (and checked again)."""
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> SAEConfig:
-        """The reverse of `to_dict`; an unknown field raises InputError with the nearest name."""
-        check_fields(cls, fields)
-        return cls(**fields)
-
-
-def check_fields(cls: Any, fields: dict[str, Any]) -> None:
-    """Refuse names that are not fields of the dataclass, suggesting the nearest one."""
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{cls.__name__} has no field {name!r}{hint}")

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from trustbench.activations import ActivationCache
 from trustbench.activations.config import CAPTURED, Dtype, TextConfig
 from trustbench.buffer import Spill
-from trustbench.errors import InputError, bad
-from trustbench.sae.config import SAEConfig, check_fields
+from trustbench.errors import bad
+from trustbench.fields import (
+    Bounds,
+    Fraction,
+    NonEmptyStr,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from trustbench.sae import SAEConfig
+from trustbench.sae.init import BiasInit
 
 Decay = Literal["constant", "linear", "cosine"]
-BiasInit = Literal["geometric_median", "mean", "zero"]
 BufferDtype = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 StateDtype = Literal["fp32", "bf16"]
 Parallel = Literal["layers", "tokens"]
+Beta = Annotated[float, Bounds(least=0, below=1)]
 Sink = Literal["tensorboard", "wandb", "trackio"]
 
 # What may differ between a run and its continuation: where and how it runs, not what it computes
@@ -113,79 +121,46 @@ class TrainConfig(TextConfig):
         Of the buffer's order (the SAEs have their own).
     """
 
-    out: str
-    tokens: int
+    model: str = ""  # and data: they may be those of the capture
+    data: str = ""
+    out: NonEmptyStr
+    tokens: PositiveInt
     sae: SAEConfig
     activations: str = ""
-    batch_size: int = 2048
-    buffer_tokens: int = 0
+    batch_size: PositiveInt = 2048
+    buffer_tokens: NonNegativeInt = 0
     buffer_dtype: BufferDtype = "auto"
-    spill_host_gb: float = 0.0
-    spill_disk_gb: float = 0.0
+    spill_host_gb: NonNegativeFloat = 0.0
+    spill_disk_gb: NonNegativeFloat = 0.0
     spill_dir: str = ""
-    lr: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    warmup_fraction: float = 0.01
+    lr: NonNegativeFloat = 0.0
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    eps: PositiveFloat = 1e-8  # Adam divides a feature that never fired by sqrt(0) + eps
+    warmup_fraction: Fraction = 0.01
     decay: Decay = "linear"
-    decay_fraction: float = 0.2
-    l1_warmup_fraction: float = 0.05
-    clip_norm: float = 0.0
-    dead_after_tokens: int = 10_000_000
+    decay_fraction: Fraction = 0.2
+    l1_warmup_fraction: Fraction = 0.05
+    clip_norm: NonNegativeFloat = 0.0
+    dead_after_tokens: PositiveInt = 10_000_000
     b_dec_init: BiasInit = "geometric_median"
     matmul_dtype: Dtype = "auto"
     state_dtype: StateDtype = "fp32"
-    log_every: int = 10
+    log_every: PositiveInt = 10
     snapshots: list[int] = field(default_factory=list)
-    checkpoint_minutes: float = 10.0
-    checkpoint_tokens: int = 0
+    checkpoint_minutes: NonNegativeFloat = 10.0
+    checkpoint_tokens: NonNegativeInt = 0
     sinks: list[Sink] = field(default_factory=list)
-    threads: int = 0
+    threads: NonNegativeInt = 0
     parallel: Parallel = "layers"
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
-    def __post_init__(self) -> None:
-        self.check_kinds(
-            {
-                "list[int]": (list, "a list of token counts"),
-                "list[Sink]": (list, "a list of names"),
-                "SAEConfig": (SAEConfig, "an SAEConfig"),
-            }
-        )
-        for name in ("out",) if self.activations else ("model", "data", "out"):
-            if not getattr(self, name):
+    def check(self) -> None:
+        """No text and no activations, snapshots after the end, a buffer too small: InputError."""
+        for name in ("model", "data"):
+            if not (self.activations or getattr(self, name)):
                 raise bad(name, getattr(self, name), "a non-empty string (or activations)")
-        self.check_text()
-        self.check_least(
-            {
-                "tokens": 1, "batch_size": 1, "buffer_tokens": 0, "dead_after_tokens": 1,
-                "log_every": 1, "checkpoint_tokens": 0, "threads": 0, "seed": 0,
-            }
-        )  # fmt: skip
-        for name in ("lr", "clip_norm", "checkpoint_minutes", "spill_host_gb", "spill_disk_gb"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise bad(name, getattr(self, name), "a finite number >= 0")
-        # Adam divides a feature that never fired by sqrt(0) + eps.
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise bad("eps", self.eps, "a finite number > 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise bad(name, getattr(self, name), "a number in [0, 1)")
-        for name in ("warmup_fraction", "decay_fraction", "l1_warmup_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise bad(name, getattr(self, name), "a number in [0, 1]")
-        self.check_choices(
-            {
-                "decay": Decay, "b_dec_init": BiasInit, "matmul_dtype": Dtype,
-                "state_dtype": StateDtype, "buffer_dtype": BufferDtype,
-                "parallel": Parallel,
-            }
-        )  # fmt: skip
-        for sink in self.sinks:
-            if sink not in get_args(Sink):
-                raise bad("sinks", sink, f"some of {', '.join(get_args(Sink))}")
-        if any(type(s) is not int or not 0 < s <= self.tokens for s in self.snapshots):
+        if any(not 0 < s <= self.tokens for s in self.snapshots):
             raise bad("snapshots", self.snapshots, f"token counts in [1, tokens={self.tokens}]")
         if self.buffer_tokens and self.buffer_tokens < self.smallest_buffer:
             raise bad(
@@ -238,44 +213,10 @@ class TrainConfig(TextConfig):
             mine = getattr(self, name)
             if mine not in (defaults[name], settings[name]):
                 raise bad(name, mine, f"{settings[name]!r}, as {self.activations} was captured")
-        return dataclasses.replace(self, **{name: settings[name] for name in CAPTURED})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        return self.replace(**{name: settings[name] for name in CAPTURED})
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TrainConfig:
-        """The reverse of `to_dict`; an unknown field raises InputError with the nearest name."""
-        check_fields(cls, fields)
-        required = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
-        needed = {"out", "tokens", "sae"} | (
-            set() if fields.get("activations") else {"model", "data"}
-        )
-        required = [n for n in required if n in needed]
-        if required:
-            raise InputError(f"TrainConfig: missing {', '.join(required)}")
-        sae = fields["sae"]
-        if isinstance(sae, dict):
-            sae = SAEConfig.from_dict(sae)
-        return cls(**{**fields, "sae": sae})
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> TrainConfig:
-        """Read a YAML or JSON file."""
-        import yaml
-
-        class Loader(yaml.SafeLoader):
-            """PyYAML takes 2e-4, without a dot, for a string; YAML 1.2 and people do not."""
-
-        number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-        Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            is_json = Path(path).suffix == ".json"
-            fields = json.loads(text) if is_json else yaml.load(text, Loader)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise InputError(f"config={str(path)!r}: not readable ({error})") from error
-        if not isinstance(fields, dict):
-            raise InputError(f"config={str(path)!r}: expected a mapping of field names to values")
-        return cls.from_dict(fields)
+    def missing(cls, fields: Mapping[str, Any]) -> list[str]:
+        """Also model and data, where there are no activations."""
+        needed = [] if fields.get("activations") else ["model", "data"]
+        return [name for name in needed if name not in fields] + super().missing(fields)
