@@ -13,7 +13,7 @@ from trustbench.waiting import SPINS
 
 
 def runtime(code: str, **settings: str) -> tuple[dict[str, str], str]:
-    """What the runtime says of itself when it is loaded by this program, and what the program prints."""
+    """What the runtime says of itself when this program loads it, and what the program prints."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
