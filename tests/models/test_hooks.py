@@ -10,8 +10,8 @@ from trustbench.errors import InputError
 from trustbench.models import (
     ActivationCapture,
     all_hook_points,
+    hooked,
     load_model,
-    replaced,
     resolve_hook_points,
 )
 
@@ -92,11 +92,11 @@ def test_replacing_changes_the_model_there(model, site):
     point = resolve_hook_points(model, [1], site)[0]
     plain = model(IDS).logits
     seen = []
-    with replaced(point, lambda x: seen.append(x.clone()) or x):
+    with hooked(model, {point: lambda x: seen.append(x.clone()) or x}):
         torch.testing.assert_close(model(IDS).logits, plain)
     captured = ActivationCapture(model, [point]).run(IDS)[point.name]
     torch.testing.assert_close(seen[0], captured)
-    with replaced(point, torch.zeros_like):
+    with hooked(model, {point: torch.zeros_like}):
         assert not torch.allclose(model(IDS).logits, plain)
     torch.testing.assert_close(model(IDS).logits, plain)
 
@@ -107,7 +107,7 @@ def test_three_spellings_name_one_point(model):
         assert resolve_hook_points(model, [spelling]) == [point]
         assert resolve_hook_points(model, spelling) == [point]
     assert "blocks.2.hook_resid_post" in point.aliases
-    assert len(all_hook_points(model)) == 15
+    assert len(all_hook_points(model)) == 33
 
 
 def test_unknown_layers_are_refused_with_the_nearest_name(model):

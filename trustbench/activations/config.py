@@ -29,7 +29,8 @@ class TextConfig(Config):
         "all", or layer numbers and hook point names (model.layers.3, layers.3,
         blocks.3.hook_resid_post).
     site
-        What a layer number means: resid_post, resid_pre, mlp_in, mlp_out or attn_out.
+        What a layer number means: resid_pre, attn_in, q, k, v, head_out, attn_out, mlp_in,
+        mlp_hidden, mlp_out or resid_post (trustbench.models.hook_points).
     context_length
         Tokens a row of text, at most; no more than the model has positions for.
     model_rows

@@ -15,8 +15,7 @@ from trustbench import devices
 from trustbench.activations.cache import ActivationCache, Rows
 from trustbench.activations.config import TextConfig
 from trustbench.errors import bad
-from trustbench.models.hook_points import resolve_hook_points
-from trustbench.models.hooks import ActivationCapture, load_model
+from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 
 
 class Source(Protocol):

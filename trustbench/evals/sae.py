@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trustbench.data import TokenBatch
 from trustbench.errors import DataError, bad
-from trustbench.models import ActivationCapture, HookPoint, replaced, resolve_hook_points
+from trustbench.models import ActivationCapture, HookPoint, hooked, resolve_hook_points
 from trustbench.sae import SAE
 from trustbench.sae.stats import firing_counts
 
@@ -161,7 +161,7 @@ class _Splicer:
         self.model, self.point, self.batches = model, point, batches
 
     def __call__(self, function: Callable[[Tensor], Tensor]) -> float:
-        with replaced(self.point, function):
+        with hooked(self.model, {self.point: function}):
             return _cross_entropy(self.model, self.batches)
 
 
