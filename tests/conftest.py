@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import write_model
+from tests import tiny
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
@@ -68,53 +68,16 @@ def shared_text() -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A byte-level BPE tokenizer with fewer than 300 tokens."""
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<end>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(["the king and the queen of the realm"] * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", bos_token="<end>")
+    return tiny.tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory, tiny_tokenizer) -> Path:
     """A random GPT-NeoX with three layers, on disk with its tokenizer."""
-    return write_model(tmp_path_factory.mktemp("model"), tiny_tokenizer, 16)
+    return tiny.write_model(tmp_path_factory.mktemp("model"), tiny_tokenizer, 16)
 
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory) -> Path:
     """60 kB of made-up text in lines, the same every time."""
-    words = [
-        "the",
-        "king",
-        "queen",
-        "realm",
-        "crown",
-        "sword",
-        "night",
-        "speaks",
-        "to",
-        "of",
-        "and",
-        "in",
-        "a",
-        "my",
-        "thy",
-        "love",
-        "death",
-    ]
-    generator = torch.Generator().manual_seed(1)
-    order = torch.randint(len(words), (13000,), generator=generator).tolist()
-    lines = [" ".join(words[i] for i in order[s : s + 10]) for s in range(0, len(order), 10)]
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    return tiny.write_text(tmp_path_factory.mktemp("text") / "text.txt")
