@@ -15,6 +15,8 @@ import torch
 
 import trustbench as tb
 from tests.tiny import write_model
+from tests.training import lockstep
+from tests.training.lockstep import ROUNDED
 from tests.training.runs import metric_lines, weights
 from trustbench.activations import CaptureConfig, capture_activations
 from trustbench.activations.config import CAPTURED
@@ -68,10 +70,12 @@ def trained(model, tiny_text, tmp_path_factory):
             out = found[kind, how] = root / f"{kind}-{how}"
             fields = base | {"sae": sae, "out": str(out)}
             if how == "one":
-                tb.train(tb.TrainConfig.from_dict(fields), progress=False)
+                with lockstep.recorded(root / f"{kind}-steps"):
+                    tb.train(tb.TrainConfig.from_dict(fields), progress=False)
             else:
                 config = tb.TrainConfig.from_dict(fields | {"parallel": how})
                 divided.append(config.to_dict())
+        divided[-1]["along"] = str(root / f"{kind}-steps")
     on_ranks(divided)
     return found
 
@@ -83,10 +87,6 @@ def assert_equal(mine: Path, other: Path, **tolerance: float) -> None:
     for name in found:
         bounds = tolerance or {"rtol": 0.0, "atol": 0.0}
         torch.testing.assert_close(found[name], expected[name], equal_nan=True, msg=name, **bounds)
-
-
-# Some sums have another order; Adam's division makes it more where gradients are tiny.
-ROUNDED = {"rtol": 1e-3, "atol": 2e-5}
 
 
 @pytest.mark.parametrize("kind", SAES)
@@ -108,7 +108,9 @@ def test_tokens_give_the_same_weights(trained, kind):
 def test_resumes_on_another_number_of_processes(config, model, tmp_path):
     """2 -> 1 -> 2 processes, by layers, and on by tokens; in MXFP8, with a last batch of one."""
     shared = {"model": str(model), "buffer_dtype": "fp8", "tokens": 6_145}
-    tb.train(config(out=str(tmp_path / "whole"), **shared), progress=False)
+    steps = tmp_path / "steps"
+    with lockstep.recorded(steps):
+        tb.train(config(out=str(tmp_path / "whole"), **shared), progress=False)
     run = config(out=str(tmp_path / "run"), **shared).to_dict()
     by_tokens = run | {"out": str(tmp_path / "tokens"), "parallel": "tokens"}
     on_ranks([run | {"stop_at": 1_500, "stop_rank": 1}])
@@ -116,8 +118,9 @@ def test_resumes_on_another_number_of_processes(config, model, tmp_path):
     state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
     assert 3_000 <= state["progress"]["tokens"] < 6_145
     shutil.copytree(tmp_path / "run", tmp_path / "tokens")
-    on_ranks([run, by_tokens | {"stop_at": 4_500}])
-    tb.train(tb.TrainConfig.from_dict(by_tokens), progress=False)
+    on_ranks([run, by_tokens | {"stop_at": 4_500, "along": str(steps)}])
+    with lockstep.along(steps):
+        tb.train(tb.TrainConfig.from_dict(by_tokens), progress=False)
     assert_equal(tmp_path / "run", tmp_path / "whole")
     assert_equal(tmp_path / "tokens", tmp_path / "whole", **ROUNDED)
     assert metric_lines(tmp_path / "run") == metric_lines(tmp_path / "whole")
@@ -135,8 +138,9 @@ def test_a_cache_divided_both_ways(config, model, tmp_path):
         fields | {"out": str(tmp_path / name), "parallel": how}
         for name, how in (("one", "layers"), ("l", "layers"), ("t", "tokens"), ("b", "layers"))
     )
-    tb.train(tb.TrainConfig.from_dict(one), progress=False)
-    on_ranks([layers, tokens])
+    with lockstep.recorded(tmp_path / "steps"):
+        tb.train(tb.TrainConfig.from_dict(one), progress=False)
+    on_ranks([layers, tokens | {"along": str(tmp_path / "steps")}])
     assert_equal(tmp_path / "l", tmp_path / "one")
     assert_equal(tmp_path / "t", tmp_path / "one", **ROUNDED)
     shard = sorted(cache.glob("*.safetensors"))[1]
