@@ -25,12 +25,11 @@ from trustbench.activations import (
     CaptureConfig,
     cache,
     capture,
-    capture_activations,
 )
 from trustbench.cli import main
 from trustbench.data import Documents, TokenStream
 from trustbench.errors import DataError, InputError, NonFiniteError
-from trustbench.evals.run import evaluate_run
+from trustbench.evals import EvalConfig
 from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 from trustbench.sae import load_saes
 
@@ -52,7 +51,7 @@ def config(tiny_model_dir, tiny_text, tmp_path):
 
 @pytest.fixture
 def captured(config):
-    return capture_activations(config(), progress=False)
+    return tb.capture(config(), progress=False)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -86,7 +85,7 @@ def from_the_model(settings: CaptureConfig) -> tuple[dict[str, torch.Tensor], to
 def test_numpy_alone_reads_what_the_model_gives(config, fields):
     settings = config(**fields)
     acts, ids = from_the_model(settings)
-    capture_activations(settings, progress=False)
+    tb.capture(settings, progress=False)
     index = json.loads((Path(settings.out) / "index.json").read_text())
     assert index["complete"] and len(index["shards"]) == 3
     read: dict[str, list[np.ndarray]] = {}
@@ -115,21 +114,21 @@ def test_numpy_alone_reads_what_the_model_gives(config, fields):
 
 
 def test_a_shard_is_half_a_gigabyte_unless_told(config, monkeypatch):
-    assert len(capture_activations(config(shard_tokens=0), progress=False).shards) == 1
+    assert len(tb.capture(config(shard_tokens=0), progress=False).shards) == 1
     # 3 hook points of 16 numbers in bf16, an id and a position: 104 bytes a token.
     monkeypatch.setattr(capture, "_SHARD_BYTES", 104 * 700)
     other = config(shard_tokens=0, out=config().out + "-2")
-    assert len(capture_activations(other, progress=False).shards) == 4
+    assert len(tb.capture(other, progress=False).shards) == 4
 
 
 def test_the_text_may_end_first(config):
-    found = capture_activations(config(tokens=10**6, shard_tokens=8000), progress=False)
+    found = tb.capture(config(tokens=10**6, shard_tokens=8000), progress=False)
     assert found.complete and 8000 < found.tokens < 10**6
     assert len(found) == sum(shard.tokens for shard in found.shards)
 
 
 def test_a_stopped_capture_goes_on_to_the_same_files(config, tmp_path, monkeypatch):
-    whole = contents(capture_activations(config(), progress=False).path)
+    whole = contents(tb.capture(config(), progress=False).path)
     half = config(out=str(tmp_path / "half"))
     flush, calls = cache.CacheWriter.flush, []
 
@@ -142,19 +141,19 @@ def test_a_stopped_capture_goes_on_to_the_same_files(config, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(cache.CacheWriter, "flush", stopping)
         with pytest.raises(KeyboardInterrupt):
-            capture_activations(half, progress=False)
+            tb.capture(half, progress=False)
     part = ActivationCache(half.out)
     assert not part.complete and len(part.shards) == 2
     (Path(half.out) / ".shard_00002.safetensors.x.tmp").write_bytes(b"half a shard")
-    assert capture_activations(half, progress=False).complete
+    assert tb.capture(half, progress=False).complete
     assert contents(Path(half.out)) == whole
     # Once complete, nothing is done again.
     monkeypatch.setattr(capture, "ModelSource", None)
-    assert capture_activations(half, progress=False).tokens == 3000
+    assert tb.capture(half, progress=False).tokens == 3000
 
 
 def test_sigkill_loses_only_the_shard_under_way(config, tmp_path):
-    whole = contents(capture_activations(config(shard_tokens=200), progress=False).path)
+    whole = contents(tb.capture(config(shard_tokens=200), progress=False).path)
     killed = config(shard_tokens=200, out=str(tmp_path / "killed"))
     arguments = [
         f"--{name}={value}" for name, value in dataclasses.asdict(killed).items() if value != "all"
@@ -172,7 +171,7 @@ def test_sigkill_loses_only_the_shard_under_way(config, tmp_path):
         process.wait()
         assert len(ActivationCache(killed.out).shards) >= wanted
         ActivationCache(killed.out).verify()
-    capture_activations(killed, progress=False)
+    tb.capture(killed, progress=False)
     assert contents(Path(killed.out)) == whole
 
 
@@ -210,16 +209,16 @@ def test_a_full_disk_stops_with_a_clear_error_and_a_usable_cache(config, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(files, "save_tensors", full)
         with pytest.raises(DataError, match=r"No space left.*its 1 shards are whole.*goes on"):
-            capture_activations(config(), progress=False)
+            tb.capture(config(), progress=False)
     ActivationCache(config().out).verify()
-    assert capture_activations(config(), progress=False).complete
+    assert tb.capture(config(), progress=False).complete
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_forward(config, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=150_000))
     with pytest.raises(DataError, match=r"needs 0.00 GB.*--tokens 1\d\d\d would fit"):
-        capture_activations(config(), progress=False)
+        tb.capture(config(), progress=False)
 
 
 def test_activations_that_are_not_finite_are_not_written(config, monkeypatch):
@@ -232,7 +231,7 @@ def test_activations_that_are_not_finite_are_not_written(config, monkeypatch):
 
     monkeypatch.setattr(capture.ModelSource, "pull", broken)
     with pytest.raises(NonFiniteError, match=r"gpt_neox.layers.0: NaN or Inf at token 3"):
-        capture_activations(config(), progress=False)
+        tb.capture(config(), progress=False)
 
 
 def test_what_overflows_the_stored_dtype_is_not_written(config, monkeypatch):
@@ -245,7 +244,7 @@ def test_what_overflows_the_stored_dtype_is_not_written(config, monkeypatch):
 
     monkeypatch.setattr(capture.ModelSource, "pull", large)
     with pytest.raises(NonFiniteError, match=r"gpt_neox.layers.0: NaN or Inf at token 5"):
-        capture_activations(config(dtype="fp16"), progress=False)
+        tb.capture(config(dtype="fp16"), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,7 @@ def test_what_overflows_the_stored_dtype_is_not_written(config, monkeypatch):
 )
 def test_another_capture_is_not_written_over(captured, config, fields, message):
     with pytest.raises(InputError, match=message):
-        capture_activations(config(**fields), progress=False)
+        tb.capture(config(**fields), progress=False)
 
 
 def test_bad_settings_are_refused(config, tmp_path):
@@ -267,16 +266,16 @@ def test_bad_settings_are_refused(config, tmp_path):
     ):  # fmt: skip
         (name,) = fields
         with pytest.raises(InputError, match=f"{name}="):
-            capture_activations(config(**fields), progress=False)
+            tb.capture(config(**fields), progress=False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(InputError, match="an empty or new directory"):
-        capture_activations(config(out=str(tmp_path / "full")), progress=False)
+        tb.capture(config(out=str(tmp_path / "full")), progress=False)
     with pytest.raises(InputError, match="a directory"):
-        capture_activations(config(out=str(tmp_path / "full" / "thesis.tex")), progress=False)
+        tb.capture(config(out=str(tmp_path / "full" / "thesis.tex")), progress=False)
     with pytest.raises(DataError, match="no tokens"):
         (tmp_path / "empty.txt").write_text("\n")
-        capture_activations(config(data=str(tmp_path / "empty.txt")), progress=False)
+        tb.capture(config(data=str(tmp_path / "empty.txt")), progress=False)
 
 
 # ------------------------------------------------------------------ training from a cache
@@ -360,7 +359,7 @@ def test_training_needs_no_model_and_learns_as_much(captured, tmp_path, monkeypa
     for mine, theirs in zip(*last, strict=True):
         assert mine == pytest.approx(theirs, rel=0.2)
     # The run knows its text: evaluation works as for any other.
-    report = evaluate_run(Path(settings.out), tokens=500, spliced_tokens=200)
+    report = tb.evaluate(EvalConfig(run=settings.out, tokens=500, spliced_tokens=200))
     assert set(report.layers) == set(captured.widths)
 
 

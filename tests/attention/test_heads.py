@@ -1,4 +1,4 @@
-"""trustbench capture --attention: heads.json and heads.html of a model on a text."""
+"""trustbench heads: heads.json and heads.html of a model on a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trustbench.cli import main
 @pytest.fixture
 def options(tiny_model_dir, tiny_text, tmp_path):
     return [
-        "capture", "--attention", "--model", str(tiny_model_dir), "--data", str(tiny_text),
+        "heads", "--model", str(tiny_model_dir), "--data", str(tiny_text),
         "--out", str(tmp_path / "heads"), "--tokens", "600", "--context_length", "32",
         "--model_rows", "8", "--document_separator", "\n",
     ]  # fmt: skip

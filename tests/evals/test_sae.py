@@ -1,4 +1,4 @@
-"""evaluate against brute force, and at its two ends: a perfect SAE and an empty one."""
+"""evaluate_saes against brute force, and at its two ends: a perfect SAE and an empty one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from trustbench.data import Documents, TokenStream
 from trustbench.errors import CheckpointError, DataError, InputError
-from trustbench.evals import evaluate
-from trustbench.evals.run import evaluate_run
+from trustbench.evals import EvalConfig, evaluate, evaluate_saes
 from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 from trustbench.sae import SAE, SAEConfig
 
@@ -34,7 +33,7 @@ def test_a_perfect_sae_recovers_everything(model, batches):
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([torch.eye(16), -torch.eye(16)]))
         sae.W_dec.copy_(sae.W_enc)
-    layer = evaluate({NAME: sae}, model[0], batches).layers[NAME]
+    layer = evaluate_saes({NAME: sae}, model[0], batches).layers[NAME]
     assert layer.fvu == pytest.approx(0, abs=1e-10) and layer.cosine == pytest.approx(1)
     assert layer.loss_recovered == pytest.approx(1, abs=1e-4)
     assert layer.ce_reconstructed == pytest.approx(layer.ce_original, abs=1e-5)
@@ -45,14 +44,14 @@ def test_an_empty_sae_is_zero_ablation(model, batches):
     sae = SAE(SAEConfig(d_in=16, d_sae=32, k=4))
     with torch.no_grad():
         sae.b_enc.fill_(-1e6)
-    layer = evaluate({NAME: sae}, model[0], batches).layers[NAME]
+    layer = evaluate_saes({NAME: sae}, model[0], batches).layers[NAME]
     assert layer.ce_reconstructed == pytest.approx(layer.ce_zero, abs=1e-6)
     assert layer.loss_recovered == pytest.approx(0, abs=1e-5)
     assert layer.l0 == 0 and layer.dead_fraction == 1 and sum(layer.density_histogram) == 0
     with torch.no_grad():  # a decoder bias at the mean is mean ablation
         acts = [a[NAME][b.mask] for a, b in zip(_captured(model[0], batches), batches, strict=True)]
         sae.b_dec.copy_(torch.cat(acts).mean(0))
-    layer = evaluate({NAME: sae}, model[0], batches).layers[NAME]
+    layer = evaluate_saes({NAME: sae}, model[0], batches).layers[NAME]
     assert layer.fvu == pytest.approx(1, abs=1e-5)
     assert layer.ce_reconstructed == pytest.approx(layer.ce_mean, abs=1e-5)
 
@@ -64,7 +63,7 @@ def _captured(model, batches):
 
 def test_figures_against_brute_force(model, batches):
     sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4, seed=3))
-    report = evaluate({"layers.1": sae}, model[0], batches)
+    report = evaluate_saes({"layers.1": sae}, model[0], batches)
     layer = report.layers[NAME]
     x = torch.cat(
         [a[NAME][b.mask] for a, b in zip(_captured(model[0], batches), batches, strict=True)]
@@ -89,7 +88,8 @@ def test_figures_against_brute_force(model, batches):
 
 
 def test_report_is_json_and_a_table(model, batches):
-    report = evaluate({NAME: SAE(SAEConfig(d_in=16, d_sae=64, k=4))}, model[0], batches, tokens=50)
+    saes = {NAME: SAE(SAEConfig(d_in=16, d_sae=64, k=4))}
+    report = evaluate_saes(saes, model[0], batches, tokens=50)
     assert 50 <= report.tokens < 300
     assert json.loads(json.dumps(report.to_dict()))["layers"][NAME]["l0"] == pytest.approx(4, abs=1)
     assert NAME in report.table() and "loss_recovered" in report.table()
@@ -98,8 +98,8 @@ def test_report_is_json_and_a_table(model, batches):
 def test_bad_input_is_named(model, tmp_path):
     sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4))
     with pytest.raises(DataError, match="no two tokens"):
-        evaluate({NAME: sae}, model[0], [])
+        evaluate_saes({NAME: sae}, model[0], [])
     with pytest.raises(InputError, match="tokens=0"):
-        evaluate({NAME: sae}, model[0], [], tokens=0)
+        evaluate_saes({NAME: sae}, model[0], [], tokens=0)
     with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
-        evaluate_run(tmp_path, tokens=10, spliced_tokens=10)
+        evaluate(EvalConfig(run=str(tmp_path)))

@@ -18,7 +18,7 @@ from tests.tiny import write_model
 from tests.training import lockstep
 from tests.training.lockstep import ROUNDED
 from tests.training.runs import metric_lines, weights
-from trustbench.activations import CaptureConfig, capture_activations
+from trustbench.activations import CaptureConfig
 from trustbench.activations.config import CAPTURED
 
 SAES = {
@@ -131,7 +131,7 @@ def test_a_cache_divided_both_ways(config, model, tmp_path):
     cache = tmp_path / "cache"
     settings = {name: getattr(config(model=str(model)), name) for name in CAPTURED}
     captured = CaptureConfig(**settings, out=str(cache), tokens=3_000, shard_tokens=700)
-    capture_activations(captured, progress=False)
+    tb.capture(captured, progress=False)
     fields = config(model="", data="", activations=str(cache)).to_dict()
     fields |= {"tokens": 4_000}
     one, layers, tokens, broken = (

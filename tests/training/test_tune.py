@@ -10,7 +10,7 @@ import torch
 from trustbench.cli import main
 from trustbench.kernels.triton import _launch, _tuned, encode_topk
 from trustbench.steps import dense as dense_step
-from trustbench.training.tune import tune
+from trustbench.training.tune import timings
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_the_fastest_of_every_kernel_is_remembered(cache):
         calls.append(run)
         return 10.0 - len(calls) % 3  # the second of three is the fastest
 
-    found = {t.name: t for t in tune(16, 24, 2, 8, CPU, timer)}
+    found = {t.name: t for t in timings(16, 24, 2, 8, CPU, timer)}
     names = ["encode_topk", "collect", "encode_relu.dense", "decode", "reconstruct", "weight_grad"]
     names.append("sparse_adam")
     assert list(found)[:7] == names
@@ -55,7 +55,7 @@ def test_a_configuration_that_the_card_cannot_hold_is_passed_over(cache):
             raise OutOfResources(200_000, 100_000, "shared memory")
         return 1.0
 
-    first = next(iter(tune(16, 24, 2, 8, CPU, timer)))
+    first = next(iter(timings(16, 24, 2, 8, CPU, timer)))
     assert first.seconds[0] == float("inf") and first.fastest == 1
 
 

@@ -1,7 +1,7 @@
 """Activations as training reads them: from a model and a text, or from a cache on disk."""
 
 from trustbench.activations.cache import ActivationCache, Rows
-from trustbench.activations.capture import CaptureConfig, capture_activations
+from trustbench.activations.capture import CaptureConfig
 from trustbench.activations.shared import SharedSource
 from trustbench.activations.sources import CacheSource, ModelSource, Source
 
@@ -13,5 +13,4 @@ __all__ = [
     "Rows",
     "SharedSource",
     "Source",
-    "capture_activations",
 ]

@@ -1,4 +1,4 @@
-"""capture_activations(): a text through a model, onto the disk, once."""
+"""capture(): a text through a model, onto the disk, once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trustbench.activations.cache import (
     check_disk,
     token_bytes,
 )
-from trustbench.activations.config import TextConfig
+from trustbench.activations.config import ActivationsConfig
 from trustbench.activations.sources import ModelSource
 from trustbench.errors import CheckpointError, DataError, bad
 from trustbench.fields import NonEmptyStr, NonNegativeInt, PositiveInt
@@ -30,13 +30,13 @@ StoredDtype = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureConfig(TextConfig):
+class CaptureConfig(ActivationsConfig):
     """What is captured, and where to.
 
     Parameters
     ----------
-    model, data, layers, site, ..., prepend_bos
-        What is read, and by which model: see TextConfig.
+    model, data, context_length, ..., layers, site
+        What is read, by which model, and where: see TextConfig and ActivationsConfig.
     out
         The cache's directory. If it holds a part of this capture already, capturing goes on there.
     tokens
@@ -54,8 +54,21 @@ class CaptureConfig(TextConfig):
     shard_tokens: NonNegativeInt = 0
 
 
-def capture_activations(config: CaptureConfig, *, progress: bool = True) -> ActivationCache:
-    """Capture, or go on where an earlier call was stopped; returns the cache.
+def capture(config: CaptureConfig, *, progress: bool = True) -> ActivationCache:
+    """Write a model's activations on a text to disk, once, to train on many times.
+
+    The same call continues a capture that was stopped.
+
+    Parameters
+    ----------
+    config : CaptureConfig
+    progress : bool
+        Say what it needs and what it wrote, and show a progress bar.
+
+    Returns
+    -------
+    ActivationCache
+        TrainConfig(activations=config.out) trains on it.
 
     Raises
     ------
@@ -69,7 +82,9 @@ def capture_activations(config: CaptureConfig, *, progress: bool = True) -> Acti
     device = devices.resolve(config.device)
     dtype = devices.dtype(config.model_dtype, device)
     source = ModelSource(config, device, dtype, repeat=False)
-    print(check_disk(out, source.widths, config.tokens, config.dtype))
+    needs = check_disk(out, source.widths, config.tokens, config.dtype)
+    if progress:
+        print(needs)
     aliases = {p.name: [*p.aliases, *_number(p, config.site)] for p in source.points}
     shard = config.shard_tokens or max(1, _SHARD_BYTES // token_bytes(source.widths, config.dtype))
     writer = CacheWriter(out, config.to_dict(), source.widths, aliases, shard)
@@ -89,7 +104,11 @@ def capture_activations(config: CaptureConfig, *, progress: bool = True) -> Acti
     if not writer.tokens:
         raise DataError(f"data={config.data!r}: no tokens to capture")
     writer.flush(source.state_dict(), complete=True)
-    return ActivationCache(out)
+    cache = ActivationCache(out)
+    if progress:
+        size = sum(shard.bytes for shard in cache.shards)
+        print(f"{cache.tokens} tokens, {len(cache.shards)} shards, {size / 1e9:.2f} GB: {out}")
+    return cache
 
 
 def _number(point: Any, site: Site) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is read and by which model: the fields that training and capturing share, and their checks."""
+"""What is read, by which model, at which hook points: the fields that the main jobs share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Layers = Annotated[str | list[int | str], "'all', or a list of layer numbers and
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Config):
-    """A model, its hook points, and the text it reads.
+    """A model, and the text it reads.
 
     Parameters
     ----------
@@ -25,12 +25,6 @@ class TextConfig(Config):
         A Hugging Face causal LM: a local folder or a hub name.
     data
         Text: a .txt, .jsonl(.gz) or .parquet file, a directory or glob of them, or hf:NAME[:CONFIG].
-    layers
-        "all", or layer numbers and hook point names (model.layers.3, layers.3,
-        blocks.3.hook_resid_post).
-    site
-        What a layer number means: resid_pre, attn_in, q, k, v, head_out, attn_out, mlp_in,
-        mlp_hidden, mlp_out or resid_post (trustbench.models.hook_points).
     context_length
         Tokens a row of text, at most; no more than the model has positions for.
     model_rows
@@ -56,8 +50,6 @@ class TextConfig(Config):
 
     model: NonEmptyStr
     data: NonEmptyStr
-    layers: Layers = "all"
-    site: Site = "resid_post"
     context_length: Annotated[int, Bounds(least=2)] = 256
     model_rows: PositiveInt = 16
     device: str = "auto"
@@ -90,5 +82,27 @@ class TextConfig(Config):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActivationsConfig(TextConfig):
+    """A model, the text it reads, and the hook points where its activations are taken.
+
+    Parameters
+    ----------
+    model, data, context_length, ..., prepend_bos
+        See TextConfig.
+    layers
+        "all", or layer numbers and hook point names (model.layers.3, layers.3,
+        blocks.3.hook_resid_post).
+    site
+        What a layer number means: resid_pre, attn_in, q, k, v, head_out, attn_out, mlp_in,
+        mlp_hidden, mlp_out or resid_post (trustbench.models.hook_points).
+    """
+
+    layers: Layers = "all"
+    site: Site = "resid_post"
+
+
 # What a cache of activations decides for those who train on it.
-CAPTURED = tuple(f.name for f in dataclasses.fields(TextConfig) if f.name not in ("layers", "device"))
+CAPTURED = tuple(
+    f.name for f in dataclasses.fields(ActivationsConfig) if f.name not in ("layers", "device")
+)

@@ -13,7 +13,7 @@ import torch
 
 from trustbench import devices
 from trustbench.activations.cache import ActivationCache, Rows
-from trustbench.activations.config import TextConfig
+from trustbench.activations.config import ActivationsConfig
 from trustbench.errors import bad
 from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 
@@ -46,7 +46,7 @@ class ModelSource:
 
     Parameters
     ----------
-    settings : TextConfig
+    settings : ActivationsConfig
         Which model and hook points, which text, and how it is read.
     device, dtype
         Where the model runs, and in what.
@@ -56,7 +56,7 @@ class ModelSource:
 
     def __init__(
         self,
-        settings: TextConfig,
+        settings: ActivationsConfig,
         device: torch.device,
         dtype: torch.dtype,
         *,

@@ -1,8 +1,9 @@
-"""Profiling the heads of a model: on repeated random tokens, with nulls, and on text."""
+"""heads(): scores of every head of a model, on repeated random tokens, with nulls, and on text."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,49 @@ import torch
 from torch import Tensor
 
 from trustbench import devices, files
-from trustbench.activations import CaptureConfig
+from trustbench.activations.config import TextConfig
 from trustbench.attention.layers import capture
 from trustbench.attention.linear import LinearAttention
 from trustbench.attention.page import write_page
 from trustbench.attention.scores import HeadScores, head_profile, head_scores, repeated_tokens
-from trustbench.data import Documents, TokenStream
 from trustbench.errors import DataError, bad
+from trustbench.fields import NonEmptyStr, PositiveInt
 from trustbench.models import load_model
 
 _ROWS, _HALF = 8, 64  # of the repeated tokens
 
 
-def profile_heads(config: CaptureConfig, *, repeats: int = 3) -> dict[str, Any]:
-    """Score all heads and write out/heads.json and out/heads.html.
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig(TextConfig):
+    """Whose heads are scored, and on which text.
 
     Parameters
     ----------
-    config : CaptureConfig
-        model, data, tokens, out, and how the text is read; hook points do not matter.
-    repeats : int
+    model, data, context_length, ..., prepend_bos
+        What is read, and by which model: see TextConfig.
+    out
+        Directory of heads.json and heads.html.
+    tokens
+        Tokens of the text to score, at least; fewer when the text ends before.
+    repeats
         Draws of each null (see head_profile).
+    """
+
+    out: NonEmptyStr
+    tokens: PositiveInt
+    repeats: PositiveInt = 3
+
+
+def heads(config: HeadsConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Score what every attention head of every layer looks at, on random tokens and on a text.
+
+    Writes out/heads.json and out/heads.html.
+
+    Parameters
+    ----------
+    config : HeadsConfig
+    progress : bool
+        Print where the page is.
 
     Returns
     -------
@@ -49,7 +72,7 @@ def profile_heads(config: CaptureConfig, *, repeats: int = 3) -> dict[str, Any]:
     dtype = devices.dtype(config.model_dtype, device)
     model, tokenizer = load_model(config.model, dtype=dtype, device=device)
     ids = _repeated(model, tokenizer, config.context_length)
-    profiles = head_profile(model, ids, repeats=repeats)
+    profiles = head_profile(model, ids, repeats=config.repeats)
     text, tokens = _on_text(model, tokenizer, config)
     found = {
         "model": config.model,
@@ -73,6 +96,8 @@ def profile_heads(config: CaptureConfig, *, repeats: int = 3) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     files.atomic_write_json(out / "heads.json", found)
     write_page(out / "heads.html", found)
+    if progress:
+        print(f"{len(text)} layers, {tokens} tokens: {out}/heads.html")
     return found
 
 
@@ -85,20 +110,11 @@ def _repeated(model: Any, tokenizer: Any, context_length: int) -> Tensor:
     return allowed[repeated_tokens(len(allowed), _ROWS, half)].to(model.device)
 
 
-def _on_text(model: Any, tokenizer: Any, config: CaptureConfig) -> tuple[dict[str, HeadScores], int]:
+def _on_text(model: Any, tokenizer: Any, config: HeadsConfig) -> tuple[dict[str, HeadScores], int]:
     """Means over forwards, weighted by their tokens."""
-    stream = TokenStream(
-        Documents(
-            config.data, field=config.data_field, split=config.data_split,
-            separator=config.document_separator,
-        ),
-        tokenizer, config.context_length, config.model_rows, part="train",
-        heldout_fraction=config.heldout_fraction, pack_documents=config.pack_documents,
-        prepend_bos=config.prepend_bos, repeat=False,
-    )  # fmt: skip
     sums: dict[str, list[Tensor]] = {}
     tokens = 0
-    for batch in stream:
+    for batch in config.stream(tokenizer, "train"):
         real = batch.mask.clone()
         if config.prepend_bos:
             real[:, 0] = True  # its activations are left out, but it is there to be looked at

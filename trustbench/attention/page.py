@@ -25,7 +25,7 @@ Scores = Mapping[str, Mapping[str, list[float | None]]]  # {layer: {score: a num
 
 
 def write_page(path: Path, profile: Mapping[str, Any]) -> None:
-    """Write the maps of what `profile_heads` returns."""
+    """Write the maps of what `heads` returns."""
     template = Template((resources("trustbench.attention") / "heads.html").read_text("utf-8"))
     repeated, text = profile["repeated"], profile["text"]
     heads = {len(scores["induction"]) for scores in text.values()}

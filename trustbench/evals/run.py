@@ -1,67 +1,86 @@
-"""Evaluating a run directory: its SAEs, its model, the part of its text that it did not train on."""
+"""evaluate(): the SAEs of a run directory, on the part of its text that it did not train on."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trustbench import devices, files
-from trustbench.data import Documents, TokenStream
+from trustbench.activations.config import TextConfig
 from trustbench.errors import CheckpointError
-from trustbench.evals.sae import EvalReport, evaluate
+from trustbench.evals.sae import EvalReport, evaluate_saes
+from trustbench.fields import Config, NonEmptyStr, NonNegativeInt, PositiveInt
 from trustbench.models import load_model
 from trustbench.sae import load_saes
 
 
-def evaluate_run(
-    run: Path,
-    *,
-    data: str = "",
-    snapshot: int = 0,
-    tokens: int,
-    spliced_tokens: int,
-    device: str = "auto",
-) -> EvalReport:
-    """`evaluate` for out/final, or out/snapshots/<snapshot>, of a run directory.
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Config):
+    """What is evaluated, and on which text.
 
-    `data` names other text, all of which is used; "" takes the run's held-out documents.
+    Parameters
+    ----------
+    run
+        The run's directory (`out` of its TrainConfig).
+    data
+        Other text to evaluate on, all of it; empty: the documents that the run held out.
+    snapshot
+        Token count of a snapshot to evaluate; 0: the final SAEs.
+    tokens
+        Activations to evaluate, at least, if the text has them.
+    spliced_tokens
+        Of these, tokens to run the model on four times a layer for the cross-entropies.
+    device
+        auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
+    """
+
+    run: NonEmptyStr
+    data: str = ""
+    snapshot: NonNegativeInt = 0
+    tokens: PositiveInt = 100_000
+    spliced_tokens: PositiveInt = 20_000
+    device: str = "auto"
+
+
+def evaluate(config: EvalConfig, *, progress: bool = True) -> EvalReport:
+    """Evaluate the SAEs of a run on the held-out part of its text, or on other text.
+
+    Measured are fvu, L0, dead and dense features, and the model's cross-entropy with each layer
+    replaced. Writes eval.json into the run's directory.
+
+    Parameters
+    ----------
+    config : EvalConfig
+    progress : bool
+        Print the table.
 
     Raises
     ------
     CheckpointError
         When the directory holds no such SAEs.
+    DataError
+        When the text holds no two tokens.
     """
-    config = files.read_json(run / "config.json")
-    directory = run / "snapshots" / str(snapshot) if snapshot else run / "final"
+    run = Path(config.run)
+    saved = files.read_json(run / "config.json")
+    directory = run / "snapshots" / str(config.snapshot) if config.snapshot else run / "final"
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no SAEs there (is the run finished?)")
-    place = devices.resolve(device)
-    model, tokenizer = load_model(config["model"], device=place)
-    return evaluate(
-        {name: sae.to(place) for name, sae in load_saes(directory).items()},
+    text = TextConfig.from_dict({f.name: saved[f.name] for f in dataclasses.fields(TextConfig)})
+    device = devices.resolve(config.device)
+    model, tokenizer = load_model(text.model, device=device)
+    if config.data:
+        text = text.replace(data=config.data, heldout_fraction=0.0)
+    report = evaluate_saes(
+        {name: sae.to(device) for name, sae in load_saes(directory).items()},
         model,
-        evaluation_stream(config, tokenizer, data),
-        tokens=tokens,
-        spliced_tokens=spliced_tokens,
+        text.stream(tokenizer, "all" if config.data else "heldout"),
+        tokens=config.tokens,
+        spliced_tokens=config.spliced_tokens,
     )
-
-
-def evaluation_stream(config: dict[str, Any], tokenizer: Any, data: str = "") -> TokenStream:
-    """The held-out part of a run's text, or all of `data`, once."""
-    documents = Documents(
-        data or config["data"],
-        field=config["data_field"],
-        split=config["data_split"],
-        separator=config["document_separator"],
-    )
-    return TokenStream(
-        documents,
-        tokenizer,
-        config["context_length"],
-        config["model_rows"],
-        part="all" if data else "heldout",
-        heldout_fraction=0.0 if data else config["heldout_fraction"],
-        pack_documents=config["pack_documents"],
-        prepend_bos=config["prepend_bos"],
-        repeat=False,
-    )
+    files.atomic_write_json(run / "eval.json", report.to_dict())
+    if progress:
+        print(report.table())
+        print(f"{report.tokens} tokens; written to {run / 'eval.json'}")
+    return report

@@ -93,7 +93,7 @@ class _Sums:
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_saes(
     saes: Mapping[str, SAE],
     model: Any,
     batches: Iterable[TokenBatch],

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from trustbench.activations import ActivationCache
-from trustbench.activations.config import CAPTURED, Dtype, TextConfig
+from trustbench.activations.config import CAPTURED, ActivationsConfig, Dtype
 from trustbench.buffer import Spill
 from trustbench.errors import bad
 from trustbench.fields import (
@@ -40,13 +40,13 @@ MAY_CHANGE = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(TextConfig):
+class TrainConfig(ActivationsConfig):
     """One training run: SAEs on all chosen layers of a model, together.
 
     Parameters
     ----------
-    model, data, layers, site, ..., prepend_bos
-        What is read, and by which model: see TextConfig.
+    model, data, context_length, ..., layers, site
+        What is read, by which model, and where: see TextConfig and ActivationsConfig.
     out
         The run's directory. If it holds this run already, the run continues where it stopped; only
         checkpoint_minutes, checkpoint_tokens, sinks, threads, spill_dir, parallel and the number of

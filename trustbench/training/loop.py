@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -42,15 +44,20 @@ class TrainResult(NamedTuple):
     tokens: int
     finished: bool  # False: stopped by Ctrl-C or SIGTERM; the same call resumes
 
+    @property
+    def status(self) -> int:
+        """The exit status of `trustbench train`; 130 is what shells expect of a stopped program."""
+        return 0 if self.finished else 130
+
 
 def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
-    """Train SAEs on all chosen layers together; resume if `config.out` holds this run.
+    """Train SAEs on all chosen layers of a model together; resume if `config.out` holds this run.
 
     Parameters
     ----------
     config : TrainConfig
     progress : bool
-        Show a progress bar on standard error.
+        Say what it needs and what it made, and show a progress bar on standard error.
 
     Returns
     -------
@@ -68,13 +75,14 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     out = Path(config.out)
     checkpoint.check_same_run(out, config)
     if (out / "final").is_dir():
-        return _finished(out)
+        return _said(_finished(out), progress and os.environ.get("RANK", "0") == "0")
     if config.threads:
         torch.set_num_threads(config.threads)
     device = devices.resolve(config.device)
     team = Team.of_environment(device)
+    progress = progress and team.rank == 0
     try:
-        return _Run(config, device, team).go(progress and team.rank == 0)
+        return _said(_Run(config, device, team, progress).go(), progress)
     finally:
         team.leave()
 
@@ -82,8 +90,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
 class _Run:
     """One run: the objects, and the loop over them."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, team: Team) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, team: Team, progress: bool) -> None:
         self.config, self.out, self.team = config, Path(config.out), team
+        self.progress = progress
         if config.spill and team.size > 1:
             raise NotImplementedError(
                 "spill_host_gb, spill_disk_gb: tiers belong to one process yet; on several, a pool"
@@ -106,7 +115,7 @@ class _Run:
             free, _ = torch.cuda.mem_get_info(device)
             # What the model takes already is part of what is needed.
             needs = memory.check(memory.predict(config, widths, size), free + size, config, widths)
-            if team.rank == 0:
+            if progress:
                 print(needs)
         self.buffer = ActivationBuffer(
             self.sharding.kept_widths,
@@ -159,15 +168,15 @@ class _Run:
             return ShardedTrainer(sae, adam, team=self.team, **options)
         return LayerTrainer(sae, adam, **options)
 
-    def go(self, progress: bool) -> TrainResult:
+    def go(self) -> TrainResult:
         """Resume or start, loop, save."""
         with self.buffer:
-            result = self._go(progress)
+            result = self._go()
             if result.finished:
                 self.buffer.forget()
         return result
 
-    def _go(self, progress: bool) -> TrainResult:
+    def _go(self) -> TrainResult:
         config = self.config
         parts = (self.source, self.buffer, self.trainers, self.sharding)
         with self.team.together():
@@ -192,7 +201,7 @@ class _Run:
                     stack.callback(sink.close)
             bar = stack.enter_context(
                 tqdm(total=config.tokens, initial=self.tokens, unit="tok", unit_scale=True,
-                     smoothing=0.1, disable=not progress)
+                     smoothing=0.1, disable=not self.progress)
             )  # fmt: skip
             stopping = stack.enter_context(_stop_signals())
             finished = self._loop(bar, stopping)
@@ -343,6 +352,19 @@ class _Run:
 def _finished(out: Path) -> TrainResult:
     tokens = files.read_json(out / "config.json")["tokens"]
     return TrainResult(out, load_saes(out / "final"), tokens, finished=True)
+
+
+def _said(result: TrainResult, aloud: bool) -> TrainResult:
+    """The result, after one line about it."""
+    if aloud and result.finished:
+        print(f"{len(result.saes)} SAEs, {result.tokens} tokens each: {result.out / 'final'}")
+    elif aloud:
+        print(
+            f"stopped at {result.tokens} tokens, checkpoint written:"
+            " the same command continues the run",
+            file=sys.stderr,
+        )
+    return result
 
 
 @contextmanager

@@ -7,11 +7,15 @@ the card was doing. What is found goes to a file (kernels/triton/_tuned.py) that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from trustbench import devices
+from trustbench.errors import bad
+from trustbench.fields import Config, PositiveInt
 from trustbench.ops import dispatch
 from trustbench.sae import SAE, SAEConfig
 from trustbench.steps import dense as dense_step
@@ -26,7 +30,65 @@ class Tuned(NamedTuple):
     fastest: int
 
 
-def tune(
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(Config):
+    """The sizes to tune for; they are rounded to powers of two in what is remembered.
+
+    Parameters
+    ----------
+    d_in
+        Width of the activations.
+    d_sae
+        Features of an SAE.
+    k
+        Active features a token.
+    batch_size
+        Tokens a training step.
+    device
+        cuda or cuda:N.
+    """
+
+    d_in: PositiveInt = 1024
+    d_sae: PositiveInt = 32768
+    k: PositiveInt = 64
+    batch_size: PositiveInt = 16384
+    device: str = "cuda"
+
+
+def tune(config: TuneConfig, *, progress: bool = True) -> list[Tuned]:
+    """Time every shipped configuration of the GPU kernels on this card.
+
+    The fastest are remembered for later runs. Optional: the defaults are good.
+
+    Parameters
+    ----------
+    config : TuneConfig
+    progress : bool
+        Print the times of every kernel as they are known.
+
+    Raises
+    ------
+    InputError
+        On a CPU, where there is nothing to tune.
+    """
+    device = devices.resolve(config.device)
+    if device.type != "cuda":
+        raise bad("device", config.device, "a CUDA device: there is nothing to tune on a CPU")
+    from triton.testing import do_bench
+
+    found = []
+    sizes = (config.d_in, config.d_sae, config.k, config.batch_size)
+    for each in timings(*sizes, device, lambda run: do_bench(run, return_mode="median") / 1e3):
+        found.append(each)
+        if progress:
+            times = ", ".join(f"{1e3 * seconds:.3f}" for seconds in each.seconds)
+            print(f"{each.name}: {times} ms; fastest: {each.fastest}")
+    if progress:
+        print(f"written to {dispatch.triton('_tuned').cache_file()}")
+    return found
+
+
+def timings(
     d_in: int,
     d_sae: int,
     k: int,

@@ -10,7 +10,7 @@ import torch
 
 from trustbench.models import load_model
 from trustbench.studies.demo import assets
-from trustbench.studies.demo.run import run_demo, training_seconds
+from trustbench.studies.demo.run import DemoConfig, demo, training_seconds
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_training_seconds_survive_a_resumed_run():
 
 
 def test_demo_end_to_end(tmp_path, capsys):
-    path = run_demo(tmp_path / "demo", tokens=30_000)
+    path = demo(DemoConfig(out=str(tmp_path / "demo"), tokens=30_000))
     assert path.is_file() and path.stat().st_size > 20_000
     assert len(list((tmp_path / "demo" / "final").iterdir())) == 6
     report = json.loads((tmp_path / "demo" / "eval.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,8 @@ import torch
 
 from trustbench import files
 from trustbench.data import Documents, TokenStream
-from trustbench.evals import EvalReport, evaluate
+from trustbench.evals import EvalReport, evaluate_saes
+from trustbench.fields import Config, NonEmptyStr, PositiveInt
 from trustbench.models import load_model
 from trustbench.sae import SAEConfig
 from trustbench.studies.demo import assets
@@ -26,13 +28,13 @@ TOKENS = 1_000_000
 _PASSAGE_BATCHES = 24  # of 16 rows: a quarter of the text
 
 
-def demo_config(out: Path, tokens: int = 0) -> TrainConfig:
+def demo_config(out: Path, tokens: int = TOKENS) -> TrainConfig:
     """The demo's run: SAEs on all six layers of the built-in model."""
     return TrainConfig(
         model=str(assets.MODEL),
         data=str(assets.TRAIN_TEXT),
         out=str(out),
-        tokens=tokens or TOKENS,
+        tokens=tokens,
         sae=SAEConfig(d_sae=4096, k=32, normalize="expected_norm"),
         heldout_fraction=0.0,  # the held-out text is a file of its own
         model_dtype="bf16",
@@ -42,25 +44,61 @@ def demo_config(out: Path, tokens: int = 0) -> TrainConfig:
     )
 
 
-def run_demo(out: Path, *, tokens: int = 0) -> Path:
-    """Run the demo in `out`; returns the path of the report.
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Config):
+    """Where the demo writes, and how long it trains.
 
-    A stopped demo continues when it is called again.
+    Parameters
+    ----------
+    out
+        Directory of the run and its report.
+    tokens
+        Tokens to train on.
     """
-    config = demo_config(out, tokens)
+
+    out: NonEmptyStr = "demo-run"
+    tokens: PositiveInt = TOKENS
+
+
+def demo(config: DemoConfig, *, progress: bool = True) -> Path:
+    """Train SAEs on all six layers of the built-in model, on the built-in text, offline.
+
+    Evaluates them and writes report.html. A few minutes on 2 cores; a stopped demo continues when it
+    is called again.
+
+    Parameters
+    ----------
+    config : DemoConfig
+    progress : bool
+        Say what is being done, show a progress bar, print the evaluation.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When training was stopped.
+    """
+    out = Path(config.out)
+    training = demo_config(out, config.tokens)
     started = time.monotonic()
-    result = train(config)
+    result = train(training, progress=progress)
     if not result.finished:
         raise KeyboardInterrupt
-    print("evaluating on held-out text ...", flush=True)
+    if progress:
+        print("evaluating on held-out text ...", flush=True)
     model, tokenizer = load_model(str(assets.MODEL))
 
     def text(path: Path) -> TokenStream:
         return TokenStream(Documents(str(path)), tokenizer, 256, 16, repeat=False)
 
-    report = evaluate(result.saes, model, text(assets.HELDOUT_TEXT), spliced_tokens=8192)
+    report = evaluate_saes(result.saes, model, text(assets.HELDOUT_TEXT), spliced_tokens=8192)
     files.atomic_write_json(out / "eval.json", report.to_dict())
-    print("collecting passages ...", flush=True)
+    if progress:
+        print("collecting passages ...", flush=True)
     sample = islice(text(assets.TRAIN_TEXT), _PASSAGE_BATCHES)
     features = best_features(result.saes, model, tokenizer, sample)
 
@@ -71,16 +109,17 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
         path,
         title="SAEs on every layer of a small Shakespeare model",
         about=_about(),
-        facts=_facts(config, metrics, report),
+        facts=_facts(training, metrics, report),
         metrics=metrics,
         report=report,
         features=features,
     )
-    print(report.table())
-    print(
-        f"trained in {training_seconds(metrics):.0f} s, all in {time.monotonic() - started:.0f} s,"
-        f" on {torch.get_num_threads()} threads; report: {path}"
-    )
+    if progress:
+        print(report.table())
+        print(
+            f"trained in {training_seconds(metrics):.0f} s, all in {time.monotonic() - started:.0f}"
+            f" s, on {torch.get_num_threads()} threads; report: {path}"
+        )
     return path
 
 

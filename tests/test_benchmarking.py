@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from trustbench import bench
+from trustbench import benchmarking
 from trustbench.cli import main
 
 
 def test_outside_a_checkout_it_says_how_to_get_the_benchmarks(tmp_path, monkeypatch, capsys):
     installed = SimpleNamespace(__file__=str(tmp_path / "trustbench" / "__init__.py"))
-    monkeypatch.setattr(bench, "trustbench", installed)
+    monkeypatch.setattr(benchmarking, "trustbench", installed)
     assert main(["bench"]) == 2
     error = capsys.readouterr().err.strip()
     assert "clone it, run pip install -e '.[bench]' there" in error and "\n" not in error
@@ -52,6 +52,6 @@ def test_the_gpu_run_is_the_gpu_script(monkeypatch):
         ran.append((command[1:], cwd))
         return SimpleNamespace(returncode=1)
 
-    monkeypatch.setattr(bench.subprocess, "run", call)
+    monkeypatch.setattr(benchmarking.subprocess, "run", call)
     assert main(["bench", "--gpu"]) == 1
-    assert ran == [(["-m", "benchmarks.gpu"], bench.checkout())]
+    assert ran == [(["-m", "benchmarks.gpu"], benchmarking.checkout())]

@@ -1,4 +1,4 @@
-"""What this installation has: for `trustbench info` and bug reports."""
+"""info(): what this installation has, for bug reports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,22 @@ from trustbench import __version__, ops, waiting
 from trustbench.ops import dispatch
 
 
-def collect() -> dict[str, Any]:
-    """Versions, devices, native modules and which implementation each op has."""
+def info(*, progress: bool = True) -> dict[str, Any]:
+    """Versions, devices, native modules, and which implementation each op has.
+
+    Parameters
+    ----------
+    progress : bool
+        Print it, a line each.
+    """
+    found = _collect()
+    if progress:
+        width = max(map(len, found))
+        print("\n".join(f"{name.ljust(width)}  {value}" for name, value in found.items()))
+    return found
+
+
+def _collect() -> dict[str, Any]:
     info: dict[str, Any] = {
         "trustbench": __version__,
         "python": platform.python_version(),
@@ -44,13 +58,6 @@ def collect() -> dict[str, Any]:
     info |= {f"ops on {device}": what for device, what in dispatch.implementations().items()}
     info["ops"] = ", ".join(_op_names())
     return info
-
-
-def text() -> str:
-    """`collect`, a line each."""
-    info = collect()
-    width = max(map(len, info))
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in info.items())
 
 
 def _op_names() -> list[str]:
