@@ -8,7 +8,8 @@ TransformerLens's where it has the same activations (`blocks.3.hook_resid_post`)
     site        shape            what it is
     resid_pre   [B, T, d]        the residual stream before a layer
     attn_in     [B, T, d]        what the attention block reads: the stream after its norm
-    q           [B, T, H D]      queries, after rotary and norm where the model has them
+    q           [B, T, H D]      queries, after rotary and norm where the model has them (and, in
+                                 OPT and XGLM, after the scale)
     k, v        [B, T, H_kv D]   keys and values of this forward's tokens, likewise
     head_out    [B, T, H D]      every head's output, side by side: the output projection's input
     attn_out    [B, T, d]        what the attention block puts out (before a norm behind it)

@@ -57,7 +57,8 @@ def hooked(
     Notes
     -----
     - Gradients flow through what is read and what is put in; `torch.no_grad()` is the caller's to
-      say. With frozen weights a gradient needs a place to begin: replace a point by
+      say. The gradient of an input is that of its own module alone, where others read the same.
+      With frozen weights a gradient needs a place to begin: replace a point by
       `lambda x: x.detach().requires_grad_()`, and read it.
     - Under a KV cache every forward sees its own tokens: after the prompt T = 1. Replaced keys and
       values are what the cache keeps.
@@ -76,7 +77,8 @@ def hooked(
         For q, k or v of a layer from which they cannot be had.
     """
     acts: dict[str, Tensor] = {}
-    forward = _Forward(_places(model, dict(replace or {}), list(read)), acts, stop)
+    places, order = _places(model, dict(replace or {}), list(read))
+    forward = _Forward(places, order, acts, stop)
     with ExitStack() as hooks:
         forward.attach(model, hooks)
         try:
@@ -112,7 +114,7 @@ class ActivationCapture:
         """
         with hooked(self.model, read=self.hook_points, stop=True) as acts:
             self.model.base_model(input_ids=input_ids.to(self.model.device), use_cache=False)
-        return {point.name: acts[point.name] for point in self.hook_points}
+        return acts
 
 
 class _Stopped(Exception):
@@ -135,7 +137,7 @@ class _Place:
 
 def _places(
     model: Any, replace: dict[str | HookPoint, Function], read: list[str | HookPoint]
-) -> list[_Place]:
+) -> tuple[list[_Place], list[str]]:
     places: dict[str, _Place] = {}
 
     def place(key: str | HookPoint) -> _Place:
@@ -147,19 +149,22 @@ def _places(
         if here.function is not None:
             raise bad("replace", key, f"each point once; {here.point.name} is there by two names")
         here.function = function
-    for key in read:
+    order = [key if isinstance(key, str) else key.name for key in read]
+    for key, name in zip(read, order, strict=True):
         here = place(key)
-        here.names.append(key if isinstance(key, str) else key.name)
+        here.names.append(name)
         point = here.point
         here.copied = point.side in ("input", "output") and _adds_in_place(type(point.block).forward)
-    return list(places.values())
+    return list(places.values()), order
 
 
 class _Forward:
     """The places of one block, and how far a forward has come with them."""
 
-    def __init__(self, places: list[_Place], acts: dict[str, Tensor], stop: bool) -> None:
-        self.places, self.acts, self.stop = places, acts, stop
+    def __init__(
+        self, places: list[_Place], order: list[str], acts: dict[str, Tensor], stop: bool
+    ) -> None:
+        self.places, self.order, self.acts, self.stop = places, order, acts, stop
         self.running = False
         self.due = {place.point.name for place in places}
         self.versions: dict[str, int] = {}
@@ -196,7 +201,7 @@ class _Forward:
     def _end(self, _: nn.Module, __: Any, out: Any) -> None:
         self.running = False
         if out is not None:
-            self._check_unchanged()
+            self._complete()
 
     def _shape(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         self.shapes[block] = _first_input(args, kwargs).shape
@@ -210,9 +215,11 @@ class _Forward:
         return new if isinstance(out, Tensor) else (new, *out[1:])
 
     def _before(self, place: _Place, _: nn.Module, args: Any, kwargs: Any) -> Any:
-        old = _first_input(args, kwargs)
+        given = _first_input(args, kwargs)
+        # A node of its own: the gradient is that of this input, not of all who read the same tensor.
+        old = given.view_as(given) if given.requires_grad else given
         new = self._rows(place, old)
-        if new is old:
+        if new is given:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
@@ -247,11 +254,12 @@ class _Forward:
         if place.names and not new.is_inference():
             self.versions[name] = new._version
         if self.stop and not self.due:
-            self._check_unchanged()
+            self._complete()
             raise _Stopped(self)
         return new
 
-    def _check_unchanged(self) -> None:
+    def _complete(self) -> None:
+        """Of what a forward read: none was changed since, and the order is that asked for."""
         for place in self.places:
             version = self.versions.pop(place.point.name, None)
             if version is not None and self.acts[place.names[0]]._version != version:
@@ -259,6 +267,8 @@ class _Forward:
                     f"{place.point.name}: its activations were changed in place after they were read;"
                     " a function at a later point must make a new tensor"
                 )
+        for name in [name for name in self.order if name in self.acts]:
+            self.acts[name] = self.acts.pop(name)
 
 
 def _checked(name: str, new: Any, old: Tensor) -> Tensor:
