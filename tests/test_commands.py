@@ -82,7 +82,7 @@ def explained(config: type[Config], prefix: str = "") -> list[tuple[str, str]]:
 
 def test_what_type_checkers_see_is_what_there_is():
     tree = ast.parse(Path(tb.__file__).read_text(encoding="utf-8"))
-    (block,) = (n for n in tree.body if isinstance(n, ast.If))
+    block = next(n for n in tree.body if isinstance(n, ast.If))  # if TYPE_CHECKING
     seen = {alias.asname or alias.name for line in block.body for alias in line.names}
     assert seen | {"__version__"} == set(tb.__all__) == set(dir(tb))
     for line in block.body:

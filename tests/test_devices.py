@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -31,3 +33,8 @@ def test_a_device_that_is_not_there_is_named(monkeypatch, name, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=message):
         devices.resolve(name)
+
+
+def test_dtypes_that_configs_name_are_known():
+    for names in (devices.Dtype, devices.BufferDtype, devices.StoredDtype, devices.StateDtype):
+        assert set(get_args(names)) <= {"auto", *devices.DTYPES}

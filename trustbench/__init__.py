@@ -68,12 +68,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"trustbench.{name}")
-    if name in _HOMES:
-        return load(_HOMES[name])
-    raise AttributeError(f"module 'trustbench' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return import_module(f"trustbench.{name}")
+        if name in _HOMES:
+            return load(_HOMES[name])
+        raise AttributeError(f"module 'trustbench' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trustbench.errors import bad
+
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+}
+# What a field may name; "auto" depends on the device (`dtype`).
+Dtype = Literal["auto", "fp32", "bf16"]
+BufferDtype = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+StoredDtype = Literal["fp32", "bf16", "fp16"]
+StateDtype = Literal["fp32", "bf16"]
 
 
 def resolve(name: str) -> torch.device:
@@ -39,10 +52,7 @@ def dtype(name: str, device: torch.device) -> torch.dtype:
     """ "fp32", "bf16", "fp16" or "fp8"; "auto" is bf16 on a GPU, else fp32."""
     if name == "auto":
         name = "bf16" if device.type == "cuda" else "fp32"
-    return {
-        "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-        "fp8": torch.float8_e4m3fn,
-    }[name]  # fmt: skip
+    return DTYPES[name]
 
 
 def sent(host: Tensor, device: torch.device) -> Tensor:

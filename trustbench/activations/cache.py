@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trustbench import files
+from trustbench.devices import DTYPES
 from trustbench.errors import CheckpointError, DataError, NonFiniteError, bad
 
 FORMAT = "trustbench-activations-1"
 _FIELDS = {"format", "settings", "hook_points", "shards", "position", "complete"}
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKEN_BYTES = 8  # a token's id and position
 
 
@@ -79,7 +79,7 @@ class ActivationCache:
         self.settings: dict[str, Any] = index["settings"]
         self.widths = {name: point["d"] for name, point in index["hook_points"].items()}
         self.aliases = {name: tuple(p["aliases"]) for name, p in index["hook_points"].items()}
-        self.dtype = _DTYPES[self.settings["dtype"]]
+        self.dtype = DTYPES[self.settings["dtype"]]
         self.shards = [Shard(**shard) for shard in index["shards"]]
         self.position: dict[str, Any] = index["position"]
         self.complete: bool = index["complete"]
@@ -186,7 +186,7 @@ class CacheWriter:
         shard_tokens: int,
     ) -> None:
         self.path, self.shard_tokens = path, shard_tokens
-        self.dtype = _DTYPES[settings["dtype"]]
+        self.dtype = DTYPES[settings["dtype"]]
         self._index: dict[str, Any] = {
             "format": FORMAT,
             "settings": dict(settings),
@@ -267,7 +267,7 @@ class CacheWriter:
 
 def token_bytes(widths: Mapping[str, int], dtype: str) -> int:
     """Bytes of one token in a cache."""
-    return sum(widths.values()) * _DTYPES[dtype].itemsize + _TOKEN_BYTES
+    return sum(widths.values()) * DTYPES[dtype].itemsize + _TOKEN_BYTES
 
 
 def check_disk(path: Path, widths: Mapping[str, int], tokens: int, dtype: str) -> str:

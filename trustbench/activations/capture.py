@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from trustbench.activations.cache import (
 )
 from trustbench.activations.config import ActivationsConfig
 from trustbench.activations.sources import ModelSource
+from trustbench.devices import StoredDtype
 from trustbench.errors import CheckpointError, DataError, bad
 from trustbench.fields import NonEmptyStr, NonNegativeInt, PositiveInt
 from trustbench.models.hook_points import Site
@@ -25,8 +26,6 @@ from trustbench.models.hook_points import Site
 # What may differ between a capture and its continuation.
 _MAY_CHANGE = {"out", "device"}
 _SHARD_BYTES = 500_000_000
-
-StoredDtype = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)

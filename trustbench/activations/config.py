@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from trustbench.data import Documents, TokenStream
 from trustbench.data.tokens import Part
+from trustbench.devices import Dtype
 from trustbench.fields import Bounds, Config, NonEmptyStr, PositiveInt
 from trustbench.models.hook_points import Site
 
-Dtype = Literal["auto", "fp32", "bf16"]
 Layers = Annotated[str | list[int | str], "'all', or a list of layer numbers and names"]
 
 

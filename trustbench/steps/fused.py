@@ -17,6 +17,7 @@ from trustbench import ops
 from trustbench.errors import NonFiniteError
 from trustbench.ops import Code, TopKCode
 from trustbench.ops.codes import FeatureCode
+from trustbench.ops.defaults import BETA1, BETA2, DEAD_AFTER_TOKENS, EPS
 from trustbench.ops.sparse_adam import Moments, Weights
 from trustbench.sae import SAE, loss
 from trustbench.sae.losses import auxk_code
@@ -30,9 +31,9 @@ _THRESHOLD_DECAY = 0.9
 class AdamOptions(NamedTuple):
     """Adam's constants, and the clipping norm (0: off)."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    beta1: float = BETA1
+    beta2: float = BETA2
+    eps: float = EPS
     clip_norm: float = 0.0
 
 
@@ -67,7 +68,7 @@ class LayerTrainer:
         sae: SAE,
         adam: AdamOptions | None = None,
         *,
-        dead_after_tokens: int = 10_000_000,
+        dead_after_tokens: int = DEAD_AFTER_TOKENS,
         name: str = "",
         moment_dtype: torch.dtype = torch.float32,
     ) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from trustbench.errors import NonFiniteError
 from trustbench.ops import dispatch
 from trustbench.ops.codes import entry_rows
+from trustbench.ops.defaults import DEAD_AFTER_TOKENS
 from trustbench.sae import SAE
 from trustbench.steps import dense as dense_step
 from trustbench.steps import device_codes
@@ -69,7 +70,7 @@ class DeviceTrainer(LayerTrainer):
         sae: SAE,
         adam: AdamOptions | None = None,
         *,
-        dead_after_tokens: int = 10_000_000,
+        dead_after_tokens: int = DEAD_AFTER_TOKENS,
         name: str = "",
         moment_dtype: torch.dtype = torch.float32,
         compute_dtype: torch.dtype = torch.bfloat16,

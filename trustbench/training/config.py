@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from trustbench.activations import ActivationCache
-from trustbench.activations.config import CAPTURED, ActivationsConfig, Dtype
+from trustbench.activations.config import CAPTURED, ActivationsConfig
 from trustbench.buffer import Spill
+from trustbench.devices import BufferDtype, Dtype, StateDtype
 from trustbench.errors import bad
 from trustbench.fields import (
     Bounds,
@@ -22,12 +23,11 @@ from trustbench.fields import (
     PositiveFloat,
     PositiveInt,
 )
+from trustbench.ops.defaults import BETA1, BETA2, DEAD_AFTER_TOKENS, EPS
 from trustbench.sae import SAEConfig
 from trustbench.sae.init import BiasInit
 
 Decay = Literal["constant", "linear", "cosine"]
-BufferDtype = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
-StateDtype = Literal["fp32", "bf16"]
 Parallel = Literal["layers", "tokens"]
 Beta = Annotated[float, Bounds(least=0, below=1)]
 Sink = Literal["tensorboard", "wandb", "trackio"]
@@ -134,15 +134,15 @@ class TrainConfig(ActivationsConfig):
     spill_disk_gb: NonNegativeFloat = 0.0
     spill_dir: str = ""
     lr: NonNegativeFloat = 0.0
-    beta1: Beta = 0.9
-    beta2: Beta = 0.999
-    eps: PositiveFloat = 1e-8  # Adam divides a feature that never fired by sqrt(0) + eps
+    beta1: Beta = BETA1
+    beta2: Beta = BETA2
+    eps: PositiveFloat = EPS  # Adam divides a feature that never fired by sqrt(0) + eps
     warmup_fraction: Fraction = 0.01
     decay: Decay = "linear"
     decay_fraction: Fraction = 0.2
     l1_warmup_fraction: Fraction = 0.05
     clip_norm: NonNegativeFloat = 0.0
-    dead_after_tokens: PositiveInt = 10_000_000
+    dead_after_tokens: PositiveInt = DEAD_AFTER_TOKENS
     b_dec_init: BiasInit = "geometric_median"
     matmul_dtype: Dtype = "auto"
     state_dtype: StateDtype = "fp32"
