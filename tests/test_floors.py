@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trustbench"
 # Each floor may import the floors named before it.
 FLOORS = [
-    {"waiting", "errors", "commands", "__init__", "_C", "_cuda"},
+    {"waiting", "errors", "commands", "defaults", "__init__", "_C", "_cuda"},
     {"files", "devices", "fields"},
     {"team"},
     {"kernels"},

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from trustbench import ops
+from trustbench.defaults import BETA1, BETA2, DEAD_AFTER_TOKENS, EPS
 from trustbench.errors import NonFiniteError
 from trustbench.ops import Code, TopKCode
 from trustbench.ops.codes import FeatureCode
-from trustbench.ops.defaults import BETA1, BETA2, DEAD_AFTER_TOKENS, EPS
 from trustbench.ops.sparse_adam import Moments, Weights
 from trustbench.sae import SAE, loss
 from trustbench.sae.losses import auxk_code

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trustbench.defaults import DEAD_AFTER_TOKENS
 from trustbench.errors import NonFiniteError
 from trustbench.ops import dispatch
 from trustbench.ops.codes import entry_rows
-from trustbench.ops.defaults import DEAD_AFTER_TOKENS
 from trustbench.sae import SAE
 from trustbench.steps import dense as dense_step
 from trustbench.steps import device_codes

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from trustbench.activations import ActivationCache
 from trustbench.activations.config import CAPTURED, ActivationsConfig
 from trustbench.buffer import Spill
+from trustbench.defaults import BETA1, BETA2, DEAD_AFTER_TOKENS, EPS
 from trustbench.devices import BufferDtype, Dtype, StateDtype
 from trustbench.errors import bad
 from trustbench.fields import (
@@ -23,7 +24,6 @@ from trustbench.fields import (
     PositiveFloat,
     PositiveInt,
 )
-from trustbench.ops.defaults import BETA1, BETA2, DEAD_AFTER_TOKENS, EPS
 from trustbench.sae import SAEConfig
 from trustbench.sae.init import BiasInit
 
