@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -95,6 +96,18 @@ def test_info_tells_what_runs(capsys):
         "built; runs",
         "trustbench._cuda",
         "ops on cpu",
-        "encode_topk",
     ):
         assert word in text
+    lines = {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
+    cuda = "triton" if importlib.util.find_spec("triton") else "reference"
+    for op in ("encode_topk", "encode_relu", "reconstruct", "sparse_adam", "attention_capture"):
+        assert lines[op] == ["cpu:", "cpp,", "cuda:", cuda]
+
+
+def test_info_says_which_ops_run_their_reference(monkeypatch):
+    from trustbench import installation
+
+    monkeypatch.setattr(installation, "_module", lambda name: None)
+    found = installation.info(progress=False)
+    assert found["decode"] == "cpu: reference, cuda: reference"
+    assert "NOT BUILT" in found["trustbench._C"]

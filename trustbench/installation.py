@@ -13,6 +13,9 @@ import torch
 from trustbench import __version__, ops, waiting
 from trustbench.ops import dispatch
 
+# Functions of trustbench._C behind an op that has none of its own name.
+_NATIVE = {"encode_relu": ("encode_csr",), "reconstruct": ("decode", "code_grad")}
+
 
 def info(*, progress: bool = True) -> dict[str, Any]:
     """Versions, devices, native modules, and which implementation each op has.
@@ -56,8 +59,19 @@ def _collect() -> dict[str, Any]:
             devices = [f"not readable ({error})"]
         info["CUDA devices"] = devices or "none visible"
     info |= {f"ops on {device}": what for device, what in dispatch.implementations().items()}
-    info["ops"] = ", ".join(_op_names())
+    for name in _op_names():
+        info[name] = ", ".join(f"{device}: {what}" for device, what in implementations(name).items())
     return info
+
+
+def implementations(op: str) -> dict[str, str]:
+    """What runs an op on fp32 and bf16 tensors of each device: "cpp", "triton" or "reference"."""
+    native, kernels = _module("_C"), _module(f"kernels.triton.{op}")
+    functions = _NATIVE.get(op, (op,))
+    return {
+        "cpu": "cpp" if all(hasattr(native, name) for name in functions) else "reference",
+        "cuda": "triton" if kernels else "reference",
+    }
 
 
 def _op_names() -> list[str]:
