@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from trustbench.data.records import file_records, hub_records
 from trustbench.errors import DataError
 
 # A plain text file is one long text: a block of lines of about this many characters stands for a
@@ -48,20 +47,20 @@ class Documents:
     def starting_at(self, ordinal: int) -> Iterator[str]:
         """The documents from number `ordinal` (0 is the first) to the last."""
         if self.spec.startswith("hf:"):
-            return self._from_hub(ordinal)
+            records = hub_records(self.spec, self.split, ordinal)
+            return (self._text_of(record, where) for where, record in records)
         return islice(self._from_files(), ordinal, None)
 
     def _from_files(self) -> Iterator[str]:
         for path in self.files:
-            try:
-                if path.name.endswith(".txt"):
+            if path.name.endswith(".txt"):
+                try:
                     yield from self._text(path)
-                elif path.name.endswith(".parquet"):
-                    yield from self._parquet(path)
-                else:
-                    yield from self._jsonl(path)
-            except (OSError, UnicodeDecodeError, EOFError) as error:
-                raise DataError(f"data={path}: not readable ({error})") from error
+                except (OSError, UnicodeDecodeError) as error:
+                    raise DataError(f"data={path}: not readable ({error})") from error
+            else:
+                for where, record in file_records(path, [self.field]):
+                    yield self._text_of(record, where)
 
     def _text(self, path: Path) -> Iterator[str]:
         pending: list[str] = []
@@ -82,54 +81,6 @@ class Documents:
                     pending, size = [], 0
         if pending:
             yield "".join(pending)
-
-    def _jsonl(self, path: Path) -> Iterator[str]:
-        opener: Any = gzip.open if path.name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise DataError(f"data={path}: line {number} is not JSON ({error})") from error
-                yield self._text_of(record, f"{path}: line {number}")
-
-    def _parquet(self, path: Path) -> Iterator[str]:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise DataError(
-                f"data={path}: parquet needs pyarrow: pip install 'trustbench[data]'"
-            ) from error
-        try:
-            table = pyarrow.parquet.ParquetFile(path)
-            if self.field not in table.schema_arrow.names:
-                names = ", ".join(table.schema_arrow.names)
-                raise DataError(f"data={path}: no column {self.field!r} (columns: {names})")
-            row = 0
-            for batch in table.iter_batches(batch_size=256, columns=[self.field]):
-                for value in batch.column(0).to_pylist():
-                    yield self._text_of({self.field: value}, f"{path}: row {row}")
-                    row += 1
-        except pyarrow.ArrowException as error:
-            raise DataError(f"data={path}: not readable as parquet ({error})") from error
-
-    def _from_hub(self, ordinal: int) -> Iterator[str]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise DataError(
-                f"data={self.spec}: needs datasets: pip install 'trustbench[data]'"
-            ) from error
-        _, name, *config = self.spec.split(":")
-        try:
-            rows = datasets.load_dataset(name, *config, split=self.split, streaming=True)
-            for number, record in enumerate(rows.skip(ordinal), ordinal):
-                yield self._text_of(record, f"{self.spec}: record {number}")
-        except (OSError, ValueError) as error:
-            raise DataError(f"data={self.spec}: cannot be streamed ({error})") from error
 
     def _text_of(self, record: Any, where: str) -> str:
         text = record.get(self.field) if isinstance(record, dict) else None

@@ -71,8 +71,8 @@ class TokenStream:
         self.rows, self.part, self.repeat = rows, part, repeat
         self.heldout_every = round(1 / heldout_fraction) if heldout_fraction > 0 else 0
         self.pack_documents = pack_documents
-        self.bos = _special(tokenizer, "bos") if prepend_bos else None
-        self.eos = _special(tokenizer, "eos") if pack_documents else None
+        self.bos = special_token(tokenizer, "bos") if prepend_bos else None
+        self.eos = special_token(tokenizer, "eos") if pack_documents else None
         self.length = context_length - (self.bos is not None)
         # The position: the next document, how many of its rows were used, tokens waiting for a row.
         self.epoch, self.document, self.used_rows = 0, 0, 0
@@ -155,7 +155,8 @@ class TokenStream:
         self.carry = joined[whole * self.length :]
 
 
-def _special(tokenizer: Any, name: str) -> int:
+def special_token(tokenizer: Any, name: str) -> int:
+    """The id of the tokenizer's "bos" or "eos" token; InputError if it has none."""
     token = getattr(tokenizer, f"{name}_token_id")
     if token is None:
         raise bad(f"{name}_token", None, f"a tokenizer with a {name.upper()} token")
