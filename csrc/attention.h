@@ -11,6 +11,7 @@ struct AttentionCapture {
     Dtype dtype;                   // of q, k and v
     const float* sinks;            // [H] or null
     const std::int32_t* segments;  // [B, S] or null
+    const float* key_bias;         // [B, H, S] or null
     const std::int32_t* targets;   // [B, T, M], each in [-1, S)
 
     float* out;                             // [B, H, T, D]

@@ -8,6 +8,7 @@
 //
 // A score s is kept as it comes out of the matmul (or as its tanh) and scaled as late as can be: p =
 // 2^(unit (s - max)), unit = scale · log2 e. So keys whose products tie do tie, and the maximum's p is 1.
+// A key's bias is added relative to the row's own, whose difference is exact where p is not small.
 //
 // A row's results depend on the chunks, which begin at fixed keys, and never on blocks or threads: the MR
 // rows it is computed with are the same whatever they are, and keys it does not see add exact zeros.
@@ -42,7 +43,7 @@ float exp2_of(double x) {
     return exp2(larger(broadcast(kExp2Floor), broadcast(static_cast<float>(x))))[0];
 }
 
-template <class T>
+template <class T, bool kBiased>
 class Attention {
   public:
     explicit Attention(const AttentionCapture& a)
@@ -226,6 +227,14 @@ class Attention {
             const float factor = static_cast<float>(a_.scale / a_.softcap);
             for (std::int64_t j = begin; j < end; j += kLanes) store(s + j, tanh(factor * load(s + j)));
         }
+        if constexpr (kBiased) {
+            const float* bias = a_.key_bias + row.query / a_.T * a_.S + first;
+            const float own = bias[row.at - first], per = static_cast<float>(kLog2E / unit_);
+            const std::int64_t there = std::min(end, (a_.S - first) / kLanes * kLanes);
+            std::int64_t j = begin;
+            for (; j < there; j += kLanes) store(s + j, load(s + j) + per * (load(bias + j) - own));
+            for (; j < keys.hi; ++j) s[j] += per * (bias[j] - own);
+        }
         if (a_.segments) {
             const VecI32 mine = VecI32{} + row.segment;
             for (std::int64_t j = begin; j < end; j += kLanes) {
@@ -355,9 +364,11 @@ class Attention {
 void attention_capture(const AttentionCapture& a) {
     if (a.B * a.H * a.T == 0) return;
     if (a.dtype == Dtype::f32) {
-        Attention<float>(a).run();
+        if (a.key_bias) return Attention<float, true>(a).run();
+        Attention<float, false>(a).run();
     } else {
-        Attention<bf16>(a).run();
+        if (a.key_bias) return Attention<bf16, true>(a).run();
+        Attention<bf16, false>(a).run();
     }
 }
 

@@ -176,10 +176,10 @@ double sparse_grad_norm(std::array<Address, 2> weights, Address values, Address 
 }
 
 // results: out, lse, entropy, distance, last, top_p, top_index, mass. sizes: B, H, H_kv, T, S, D, M.
-void attention_capture(Address q, Address k, Address v, Address sinks, Address segments, Address targets,
-                       const std::array<Address, 8>& results, const std::array<std::int64_t, 7>& sizes, bool causal,
-                       std::int64_t window, double scale, double softcap, std::int64_t top, std::int64_t last_n,
-                       int dtype, int threads) {
+void attention_capture(Address q, Address k, Address v, Address sinks, Address segments, Address key_bias,
+                       Address targets, const std::array<Address, 8>& results,
+                       const std::array<std::int64_t, 7>& sizes, bool causal, std::int64_t window, double scale,
+                       double softcap, std::int64_t top, std::int64_t last_n, int dtype, int threads) {
     const auto [B, H, H_kv, T, S, D, M] = sizes;
     if (B < 0 || T < 0 || S < T || D < 1 || D > 256 || H_kv < 1 || H % H_kv != 0 || top < 0 || top > 16)
         throw std::invalid_argument("attention_capture: sizes out of range");
@@ -190,6 +190,7 @@ void attention_capture(Address q, Address k, Address v, Address sinks, Address s
     a.dtype = dtype_of(dtype);
     a.sinks = at<const float>(sinks);
     a.segments = at<const std::int32_t>(segments);
+    a.key_bias = at<const float>(key_bias);
     a.targets = at<const std::int32_t>(targets);
     a.out = at<float>(results[0]);
     a.lse = at<float>(results[1]);

@@ -201,7 +201,7 @@ def rows_of(
 
 @triton.jit
 def walk(
-    state, path, queries, k, v, segments, kv, position, segment, S, window, last_n, units,
+    state, path, queries, k, v, segments, bias, kv, position, segment, own, S, window, last_n, units,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     TOP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     TMA: tl.constexpr,
@@ -209,7 +209,8 @@ def walk(
     """`state`, with what the tiles of `path` add to it."""
     SLICES: tl.constexpr = BN // 8
     # Rounded logits: the highest x is exactly 0, and p of a row's only key (of tiles seen in part) 1.
-    ROUNDED: tl.constexpr = MASKED or queries.dtype == tl.float32
+    BIASED: tl.constexpr = bias is not None
+    ROUNDED: tl.constexpr = MASKED or BIASED or queries.dtype == tl.float32
     acc, level, mass, logit, away, last, logits, places, worst, at = state
     first, gap, skipped, next_gap, next_skipped, count = path
     factor, scale, cap = units
@@ -226,6 +227,10 @@ def walk(
         if ROUNDED:
             unit, hidden = 1.0, HIDDEN
             s = rounded(s, factor)
+        if BIASED:
+            cols = start + tl.arange(0, BN)
+            more = tl.load(bias + cols, mask=cols < S, other=0.0)[None, :] - own[:, None]
+            s = tl.fma(more, LOG2E, s)
         if MASKED:
             low, high = interval(position, S, window, CAUSAL, WINDOW)
             seen = columns_from(high + 1 - start, BM, BN) == 0

@@ -13,6 +13,7 @@ Instructions a score, of tiles seen whole, on sm_90:
     top = 1             2: whether it is the peak, and its place
     top > 1             0 in most tiles; 7 a round, of which a tile has as many as the row that most
                         keys enter the list of
+    a bias              2, and one for rounding apart
     the tile's own      3 (BN = 128) to 5 (BN = 64): handing over tiles, and what is done once a row
 As compiled: 12.9 for D = BN = 128 and 15.2 for D = BN = 64, with top = 1; 10.5 and 12.4 with top = 0.
 """
@@ -41,8 +42,8 @@ from trustbench.kernels.triton._launch import chosen
 
 @triton.jit(do_not_specialize=["H", "group", "T", "S", "window", "last_n"])
 def attention_kernel(
-    q, k, v, sinks, segments, out, lse, entropy, distance, last, top_p, top_index, levels, shares,
-    H, group, T, S, window, last_n, factor, scale, cap,
+    q, k, v, sinks, segments, bias, out, lse, entropy, distance, last, top_p, top_index, levels,
+    shares, H, group, T, S, window, last_n, factor, scale, cap,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, TOP: tl.constexpr,
     LIST: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     TMA: tl.constexpr,
@@ -64,6 +65,10 @@ def attention_kernel(
         segments += (head // H).to(tl.int64) * S
         segment = tl.load(segments + position, mask=inside, other=-1)
         segment = tl.where(segment < 0, -2, segment)  # keys outside of any segment have -1
+    own = position
+    if bias is not None:
+        bias += head.to(tl.int64) * S
+        own = tl.load(bias + position, mask=inside, other=0.0)
     queries = rows_of(q, head, block * BM, T, D, BD, BM, False, False)
 
     low = tl.full((BM,), FLOOR, tl.float32)
@@ -76,12 +81,12 @@ def attention_kernel(
     whole, part = paths(p0, p1, S, window, last_n, CAUSAL, WINDOW, BN)
     units = (factor, scale, cap)
     state = walk(
-        state, whole, queries, k, v, segments, head // group, position, segment, S, window, last_n,
-        units, False, CAUSAL, WINDOW, SOFTCAP, TOP, D, BD, BM, BN, TMA,
+        state, whole, queries, k, v, segments, bias, head // group, position, segment, own, S, window,
+        last_n, units, False, CAUSAL, WINDOW, SOFTCAP, TOP, D, BD, BM, BN, TMA,
     )  # fmt: skip
     state = walk(
-        state, part, queries, k, v, segments, head // group, position, segment, S, window, last_n,
-        units, True, CAUSAL, WINDOW, SOFTCAP, TOP, D, BD, BM, BN, TMA,
+        state, part, queries, k, v, segments, bias, head // group, position, segment, own, S, window,
+        last_n, units, True, CAUSAL, WINDOW, SOFTCAP, TOP, D, BD, BM, BN, TMA,
     )  # fmt: skip
     acc, level, mass, logit, away, near, logits, places, _, at = state
 
@@ -124,8 +129,8 @@ def attention_kernel(
 
 @triton.jit(do_not_specialize=["H", "group", "T", "S", "M", "window"])
 def mass_kernel(
-    q, k, segments, targets, levels, shares, mass, H, group, T, S, M, window, factor, scale, cap,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    q, k, segments, bias, targets, levels, shares, mass, H, group, T, S, M, window, factor, scale,
+    cap, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """The probabilities of M keys each, for R queries of one head."""
@@ -142,6 +147,9 @@ def mass_kernel(
     cols = tl.arange(0, BD)
     queries = rows_of(q, head, start, T, D, BD, R, False, False).to(tl.float32)
     k += (head // group).to(tl.int64) * S * D
+    if bias is not None:
+        bias += head.to(tl.int64) * S
+        own = tl.load(bias + rows + (S - T), mask=inside, other=0.0)
     for m in range(M):
         at = tl.load(targets + (batch * T + rows) * M + m, mask=inside, other=-1)
         seen = inside & (at >= low) & (at <= high)
@@ -154,8 +162,12 @@ def mass_kernel(
         s = tl.sum(queries * keys.to(tl.float32), axis=1)
         if SOFTCAP:
             s = capped(s * scale, cap)
+        s = rounded(s, factor)
+        if bias is not None:
+            more = tl.load(bias + at, mask=seen, other=0.0) - own
+            s = tl.fma(more, LOG2E, s)
         # Its sum has another order than the tensor cores': the highest may come out above m.
-        p = tl.exp2(rounded(s, factor) - level) * share
+        p = tl.exp2(s - level) * share
         p = tl.minimum(p, 1.0, propagate_nan=tl.PropagateNan.ALL)
         tl.store(mass + here * M + m, tl.where(seen, p, 0.0), mask=inside)
 
@@ -177,7 +189,7 @@ class Tile(NamedTuple):
 
 # By head dimension; the first that fits the device is the default.
 Tiles = dict[int, tuple[Tile, ...]]
-LEAN: Tiles = {  # top <= 1, and no segments
+LEAN: Tiles = {  # top <= 1, no segments, no bias
     64: (Tile(128, 64, 8, 3, registers=128), Tile(128, 128, 8, 3)),  # two programs a multiprocessor
     128: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
     256: (Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)),
@@ -202,10 +214,12 @@ IEEE: Tiles = {
 HELD = 4096  # numbers of queries in a program of mass_kernel
 
 
-def attention_capture(q, k, v, sinks, segments, targets, causal, window, scale, softcap, top, last_n):
+def attention_capture(
+    q, k, v, sinks, segments, key_bias, targets, causal, window, scale, softcap, top, last_n
+):
     """(out, lse, entropy, distance, last, top_p, top_index, mass) of ops/attention_capture.py.
 
-    All contiguous; q, k and v bf16, fp16 or fp32; sinks fp32; window 0 and softcap 0: none.
+    All contiguous; q, k and v bf16, fp16 or fp32; sinks and key_bias fp32; window 0, softcap 0: none.
     """
     (B, H, T, D), (H_kv, S), M = q.shape, k.shape[1:3], targets.shape[2]
     fp32 = {"dtype": torch.float32, "device": q.device}
@@ -219,10 +233,10 @@ def attention_capture(q, k, v, sinks, segments, targets, causal, window, scale, 
         sizes = (H, H // H_kv, T, S)
         units = (LOG2E.value * (1 if softcap else scale), scale, softcap)
         flags = {"CAUSAL": causal, "WINDOW": window > 0, "SOFTCAP": softcap > 0, "D": D}
-        tile = tile_for(q, top, segments)
+        tile = tile_for(q, top, segments is None and key_bias is None)
         keys, values, tma = descriptors(tile, k, v)
         attention_kernel[(B * H * triton.cdiv(T, tile.BM),)](
-            q, keys, values, sinks, segments, *results, levels, shares,
+            q, keys, values, sinks, segments, key_bias, *results, levels, shares,
             *sizes, window, min(last_n, S), *units,
             TOP=top, LIST=triton.next_power_of_2(max(top, 1)), BD=tile.BD, BM=tile.BM, BN=tile.BN,
             TMA=tma, num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers or None,
@@ -230,16 +244,16 @@ def attention_capture(q, k, v, sinks, segments, targets, causal, window, scale, 
         )  # fmt: skip
         R = min(HELD // tile.BD, 128)
         mass_kernel[(B * H * triton.cdiv(T, R),)](
-            q, k, segments, targets, levels, shares, mass, *sizes, M, window, *units,
+            q, k, segments, key_bias, targets, levels, shares, mass, *sizes, M, window, *units,
             BD=tile.BD, R=R, **flags,
         )  # fmt: skip
     return *results, mass
 
 
-def tile_for(q: torch.Tensor, top: int, segments: torch.Tensor | None) -> Tile:
-    """The tile for heads like q's."""
+def tile_for(q: torch.Tensor, top: int, plain: bool) -> Tile:
+    """The tile for heads like q's. plain: no segments, and no bias."""
     T, D = q.shape[2:]
-    lean = top <= 1 and segments is None
+    lean = top <= 1 and plain
     table = LEAN if lean else RICH
     if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device)[0] == 10:
         table = WHOLE_ROWS
@@ -267,34 +281,39 @@ _ALL = {"CAUSAL": True, "WINDOW": True, "SOFTCAP": True, "TOP": 16}
 _UNITS = {"factor": "fp32", "scale": "fp32", "cap": "fp32"}
 
 
-def _attention_build(kind: str, D: int, tile: Tile, target: int, flags=_FLAGS, spills=0) -> Build:
+def _attention_build(
+    kind: str, D: int, tile: Tile, target: int, flags=_FLAGS, spills=0, bias=False
+) -> Build:
     rich, tma = flags is _ALL, kind == "bf16" and target >= 90
     matrix = f"tensordesc<{kind}[1,{tile.BN},{D}]>" if tma else f"*{kind}"
     rows = ("lse", "entropy", "distance", "last", "top_p")
     signature = {"q": f"*{kind}", "k": matrix, "v": matrix, "sinks": "*fp32" if rich else None}
-    signature |= {"segments": "*i32" if rich else None, "out": f"*{kind}"}
+    signature |= {"segments": "*i32" if rich else None, "bias": "*fp32" if bias else None}
+    signature |= {"out": f"*{kind}"}
     signature |= dict.fromkeys(rows, "*fp32") | {"top_index": "*i32"}
     signature |= {"levels": "*fp32", "shares": "*fp32"}
     signature |= dict.fromkeys(("H", "group", "T", "S", "window", "last_n"), "i32") | _UNITS
     sizes = {"LIST": flags["TOP"], "D": D, "BD": D, "BM": tile.BM, "BN": tile.BN, "TMA": tma}
     words = f"{kind}, D = {D}, {tile.BM}x{tile.BN}, {tile.warps} warps, {tile.stages} stages"
+    what = "all" if rich else "window" if flags["WINDOW"] else "causal"
     return Build(
-        f"{words}, {'all' if rich else 'window' if flags['WINDOW'] else 'causal'}, sm_{target}",
+        f"{words}, {what}{', bias' if bias else ''}, sm_{target}",
         attention_kernel, signature, flags | sizes, warps=tile.warps, stages=tile.stages,
         limits=Limits(registers=255, shared=227 * 1024, spills={target: spills}),
         targets=(target,), matmul=kind == "bf16",
     )  # fmt: skip
 
 
-def _mass_build(kind: str, D: int, rich: bool) -> Build:
+def _mass_build(kind: str, D: int, rich: bool, bias: bool = False) -> Build:
     signature = {"q": f"*{kind}", "k": f"*{kind}", "segments": "*i32" if rich else None}
+    signature |= {"bias": "*fp32" if bias else None}
     signature |= {"targets": "*i32", "levels": "*fp32", "shares": "*fp32", "mass": "*fp32"}
     signature |= dict.fromkeys(("H", "group", "T", "S", "M", "window"), "i32") | _UNITS
     sizes = {"D": D, "BD": D, "R": min(HELD // D, 128)}
     flags = {name: _ALL[name] if rich else _FLAGS[name] for name in ("CAUSAL", "WINDOW", "SOFTCAP")}
+    name = f"{kind}, D = {D}, {'all' if rich else 'causal'}{', bias' if bias else ''}"
     return Build(
-        f"{kind}, D = {D}, {'all' if rich else 'causal'}", mass_kernel, signature, flags | sizes,
-        warps=4, limits=Limits(registers=255),
+        name, mass_kernel, signature, flags | sizes, warps=4, limits=Limits(registers=255),
     )  # fmt: skip
 
 
@@ -321,6 +340,17 @@ BUILDS = (
     _attention_build("bf16", 256, WHOLE_ROWS[256][0], 100, spills=150),
     *(_attention_build("fp32", D, tile, 90) for D, known in IEEE.items() for tile in known),
     *(_attention_build("fp32", 128, IEEE[128][0], target, _ALL) for target in (80, 100)),
+    _attention_build("bf16", 64, RICH[64][0], 90, bias=True),
+    _attention_build("bf16", 64, RICH[64][0], 80, bias=True),
+    # Again Triton 3.6's, with all options at once.
+    _attention_build("bf16", 64, RICH[64][0], 90, _ALL, spills=28, bias=True),
+    _attention_build("bf16", 128, RICH[128][0], 90, bias=True),
+    _attention_build("bf16", 128, RICH[128][0], 90, _ALL, spills=152, bias=True),
+    _attention_build("bf16", 128, RICH[128][1], 80, spills=8, bias=True),
+    _attention_build("bf16", 256, RICH[256][0], 90, bias=True),
+    _attention_build("bf16", 128, WHOLE_ROWS[128][0], 100, bias=True),
+    _attention_build("fp32", 64, IEEE[64][0], 90, bias=True),
     _mass_build("bf16", 128, False),
     _mass_build("fp32", 256, True),
+    _mass_build("bf16", 128, False, bias=True),
 )

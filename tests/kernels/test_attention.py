@@ -35,10 +35,10 @@ def inputs(H: int, H_kv: int, T: int, S: int, D: int, dtype: torch.dtype, B: int
 
 def assert_equals_reference(
     q: Tensor, k: Tensor, v: Tensor, targets: Tensor, *, causal=True, window=0, softcap=0.0, top=1,
-    last_n=8, sinks=None, segments=None,
+    last_n=8, sinks=None, segments=None, key_bias=None,
 ) -> None:  # fmt: skip
     options = (causal, window, q.shape[3] ** -0.5, softcap, top, last_n)
-    given = (sinks, segments, targets, *options)
+    given = (sinks, segments, key_bias, targets, *options)
     found = attention_capture.attention_capture(q, k, v, *given)
     exact = reference(q.double(), k.double(), v.double(), *given)
     for name, mine, wanted in zip(NAMES, found, exact, strict=True):
@@ -63,13 +63,24 @@ def test_tiles_seen_whole_and_in_part(causal, window):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("top", [0, 1, 3, 16])
-def test_everything_at_once(dtype, top):
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_everything_at_once(dtype, top, bias):
     given = inputs(4, 2, 50, 67, 24, dtype, B=2)
     segments = torch.tensor([0, 0, 1, -2, 2, 2, -1, 3]).repeat_interleave(9)[:67].int()
     assert_equals_reference(
         *given, top=top, window=33, softcap=1.5, sinks=torch.randn(4),
         segments=torch.stack([segments, segments.flip(0)]),
+        key_bias=torch.rand(2, 4, 1) * torch.arange(67) if bias else None,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bias_in_tiles_seen_whole(dtype):
+    """Of keys far behind too, whose bias makes their share next to nothing."""
+    given = inputs(4, 1, 21, 85, 16, dtype, B=2)
+    slopes = torch.tensor([0.0, 0.01, 0.5, 3.0]).expand(2, 4)
+    assert_equals_reference(*given, key_bias=slopes[..., None] * torch.arange(85), last_n=3)
+    assert_equals_reference(*given, key_bias=-slopes[..., None] * torch.arange(85), top=2)
 
 
 @pytest.mark.parametrize("D", [1, 80, 256])
@@ -116,8 +127,8 @@ def test_only_tiles_with_a_key_for_a_list_cost_rounds(monkeypatch):
 
 def test_descriptors_and_pointers_agree(monkeypatch):
     given = inputs(2, 1, 40, 53, 24, torch.bfloat16)
-    options = (None, None, given[3], True, 20, 0.3, 0.0, 2, 4)
-    tile = attention_capture.tile_for(given[0], 2, None)
+    options = (None, None, None, given[3], True, 20, 0.3, 0.0, 2, 4)
+    tile = attention_capture.tile_for(given[0], 2, True)
     assert attention_capture.descriptors(tile, *given[1:3])[2]
     found = attention_capture.attention_capture(*given[:3], *options)
     monkeypatch.setattr(attention_capture, "descriptors", lambda _, k, v: (k, v, False))
@@ -129,7 +140,7 @@ def test_values_beyond_the_keys_do_not_matter():
     """What lies behind a head's last key is another head's first: nothing of it may be used."""
     q, k, v, targets = inputs(2, 2, 21, 21, 16, torch.bfloat16)
     k[:, 1], v[:, 1] = float("nan"), float("inf")
-    options = (None, None, targets, True, 0, 0.25, 0.0, 2, 4)
+    options = (None, None, None, targets, True, 0, 0.25, 0.0, 2, 4)
     targets[:] = 0
     found = attention_capture.attention_capture(q, k, v, *options)
     assert all(torch.isfinite(t[:, 0]).all() for t in found)
@@ -143,7 +154,7 @@ def test_every_width_has_a_tile(monkeypatch):
     for D, dtype, top in product(
         (1, 16, 33, 64, 80, 128, 129, 256), (torch.float32, torch.half), (0, 4)
     ):
-        tile = attention_capture.tile_for(torch.empty(1, 1, 1, D, dtype=dtype), top, None)
+        tile = attention_capture.tile_for(torch.empty(1, 1, 1, D, dtype=dtype), top, True)
         assert max(D, 16) <= tile.BD and tile.shared(4 if dtype == torch.float32 else 2) <= 227 * 1024
 
 

@@ -22,10 +22,12 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012  never changed
     segments: str = ""  # of the keys, a character each, "-" for padding; rows of a batch by "/"
     sinks: bool = False
+    alibi: bool = False
 
     def __str__(self) -> str:
         words = ["x".join(map(str, self.sizes)), *(f"{k}={v}" for k, v in self.options.items())]
-        return " ".join(words + ["sinks"] * self.sinks + [self.segments][: bool(self.segments)])
+        words += ["sinks"] * self.sinks + ["ALiBi"] * self.alibi
+        return " ".join(words + [self.segments][: bool(self.segments)])
 
 
 CASES = [
@@ -46,6 +48,11 @@ CASES = [
     Case((2, 2, 1, 5, 12, 16), {"window": 3}, "aaabbbbbb---/---aaccccaaa", True),
     Case((1, 2, 1, 6, 6, 16), {"causal": False, "top": 0}, "aab-bb"),
     Case((1, 2, 1, 4, 4, 8), {}, "----", True),
+    Case((2, 6, 2, 37, 37, 24), {"top": 3}, alibi=True),
+    Case((1, 2, 1, 540, 540, 8), alibi=True),
+    Case((1, 2, 1, 5, 33, 80), {"softcap": 1.5, "scale": 0.7, "window": 20}, alibi=True),
+    Case((2, 2, 1, 12, 12, 16), {"top": 5}, "aaabbbbbb---/---aaccccaaa", True, True),
+    Case((1, 2, 2, 21, 21, 16), {"causal": False, "top": 0}, alibi=True),
     Case((0, 2, 1, 4, 4, 8)),
     Case((1, 2, 1, 0, 5, 8), {"top": 2}),
     Case((1, 2, 1, 0, 0, 8)),
@@ -65,6 +72,9 @@ def inputs(case: Case, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor, Tensor
         options["segments"] = torch.tensor(ids, dtype=torch.int32)
     if case.sinks:
         options["sinks"] = torch.randn(H)
+    if case.alibi:
+        slopes = 2.0 ** (-1 - torch.arange(H)) + torch.rand(B, H)  # of every row's own
+        options["key_bias"] = slopes[..., None] * torch.arange(S)
     options["targets"] = torch.randint(-1, max(S, 1), (B, T, 2), dtype=torch.int32)
     if not S:
         options["targets"] = torch.full((B, T, 2), -1, dtype=torch.int32)
@@ -81,6 +91,8 @@ def expected(qkv: tuple[Tensor, ...], options: dict[str, Any], wide: torch.dtype
         s = cap * (s / cap).tanh()
     at = torch.arange(S - T, S)
     away = at[:, None] - torch.arange(S)
+    if (bias := options.get("key_bias")) is not None:
+        s = s + (bias.to(wide)[:, :, None] - bias.to(wide)[:, :, at, None])
     seen = torch.ones(B, 1, T, S, dtype=torch.bool)
     if options.get("causal", True):
         seen = seen & (away >= 0)
@@ -199,16 +211,18 @@ def test_it_is_torchs_attention():
     "options", [{}, {"window": 3}, {"softcap": 2.0}, {"causal": False}, {"segments": True}], ids=str
 )
 @pytest.mark.parametrize("sinks", [False, True])
-def test_gradients(options, sinks):
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients(options, sinks, bias):
     given = [torch.randn(2, h, 9, 5, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2)]
+    given.append(torch.randn(2, 4, 9, dtype=torch.float64, requires_grad=True) if bias else None)
     if sinks:
         given.append(torch.randn(4, dtype=torch.float64, requires_grad=True))
     if options.get("segments"):
         ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, -1, -1], [-1, 5, 5, 2, 2, 2, 5, 5, 5]])
         options = {"segments": ids.int()}
 
-    def out(q: Tensor, k: Tensor, v: Tensor, s: Tensor | None = None) -> Tensor:
-        return ops.attention_capture(q, k, v, sinks=s, **options).out
+    def out(q: Tensor, k: Tensor, v: Tensor, b: Tensor | None, s: Tensor | None = None) -> Tensor:
+        return ops.attention_capture(q, k, v, sinks=s, key_bias=b, **options).out
 
     assert torch.autograd.gradcheck(out, given)
 
@@ -233,7 +247,19 @@ def test_opcheck():
     qkv, options = inputs(CASES[1], torch.float32)
     B, _, _, T, S, D = CASES[1].sizes
     targets = torch.cat([options["targets"], torch.zeros(B, T, 3, dtype=torch.int32)], 2)
-    given = (*(t.requires_grad_() for t in qkv), None, None, targets, True, 0, D**-0.5, 0.0, 1, 8)
+    given = (
+        *(t.requires_grad_() for t in qkv),
+        None,
+        None,
+        None,
+        targets,
+        True,
+        0,
+        D**-0.5,
+        0.0,
+        1,
+        8,
+    )
     torch.library.opcheck(torch.ops.trustbench.attention_capture.default, given)
     assert S == T
 
@@ -271,6 +297,8 @@ def test_bad_input_is_named():
         ({"sinks": torch.zeros(3)}, r"sinks\.shape=\[3\]: expected \[4\]"),
         ({"segments": torch.zeros(1, 5, dtype=torch.int32)}, r"segments\.shape=\[1, 5\]"),
         ({"segments": torch.zeros(1, 6)}, r"segments\.dtype"),
+        ({"key_bias": torch.zeros(4, 6)}, r"key_bias\.shape=\[4, 6\]: expected \[1, 4, 6\]"),
+        ({"key_bias": torch.zeros(1, 4, 6).half()}, r"key_bias\.dtype"),
         ({"targets": torch.zeros(1, 5, 1, dtype=torch.int32)}, r"targets\.shape"),
         (
             {"targets": torch.full((1, 6, 1), 6, dtype=torch.int32)},

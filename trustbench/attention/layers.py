@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trustbench.attention.head_attention import AttentionFiles, HeadAttention, Layer
+from trustbench.attention.inline import interpreted
 from trustbench.attention.linear import linear_layers, recorded
 from trustbench.attention.masks import Seen, seen_mask
 from trustbench.attention.patterns import Form, patterns
@@ -18,6 +19,7 @@ from trustbench.attention.patterns import by_distance as by_distance_of
 from trustbench.attention.patterns import divergence as divergence_of
 from trustbench.errors import InputError, bad
 from trustbench.models.hook_points import decoder_layers
+from trustbench.models.inline_attention import Call, called, inline_modules
 from trustbench.ops import Attention, attention_capture
 from trustbench.ops.attention_masks import visible_counts
 
@@ -60,8 +62,9 @@ def capture(
     Parameters
     ----------
     model
-        A transformers causal LM, unmodified; any family whose attention goes through transformers'
-        AttentionInterface.
+        A transformers causal LM, unmodified: any family whose attention goes through transformers'
+        AttentionInterface, or computes softmax(q kᵀ · scale + a bias of each key) v in line, as
+        GPT-Neo, Falcon, BLOOM and MPT do.
     input_ids : Tensor [B, T]
     attention_mask : Tensor [B, T] or None
         1 for tokens, 0 for padding. Padding queries have zeros everywhere.
@@ -77,7 +80,7 @@ def capture(
         pass over all scores.
     shuffled : int or None
         A seed: every statistic is that of keys permuted over the positions, for a null of the same
-        model. The model itself runs on as it is.
+        model; ALiBi, which is of the positions, stays. The model itself runs on as it is.
 
     out : path or None
         A directory: every layer is written there as soon as it is captured, and read back from it
@@ -118,9 +121,9 @@ def capture(
     before = model.config._attn_implementation
     token = _running.set(run)
     try:
-        model.set_attn_implementation(_NAME)
+        _set_implementation(model, _NAME)
         real = None if attention_mask is None else attention_mask.bool()
-        with recorded(linear_layers(model), keep, real):
+        with recorded(linear_layers(model), keep, real), called(model, _inline):
             optional = {"attention_mask": attention_mask, "position_ids": position_ids}
             model.base_model(
                 input_ids=input_ids.to(model.device),
@@ -129,14 +132,14 @@ def capture(
             )
     finally:
         _running.reset(token)
-        model.set_attn_implementation(before)
+        _set_implementation(model, before)
     found: Mapping[str, Layer] = kept if written is None else written
     path, layers = decoder_layers(model)
     for i in range(len(layers)):
         if not any(name.startswith(f"{path}.{i}.") for name in found):
             raise InputError(
                 f"{path}.{i}: its attention was not seen; it does not go through transformers'"
-                " AttentionInterface, and is no Gated DeltaNet"
+                " AttentionInterface, multiplies no queries and keys, and is no Gated DeltaNet"
             )
     return found
 
@@ -146,6 +149,23 @@ def _register() -> None:
 
     AttentionInterface.register(_NAME, _attention)
     AttentionMaskInterface.register(_NAME, seen_mask)
+
+
+def _set_implementation(model: Any, name: str) -> None:
+    if inline_modules(model):  # transformers lets nobody choose, and asks only for the mask
+        model.config._attn_implementation = name
+    else:
+        model.set_attn_implementation(name)
+
+
+def _inline(call: Call) -> Tensor:
+    """The same of an attention computed in line."""
+    try:
+        q, k, v, seen, scale, key_bias = interpreted(call)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{_running.get().names[id(call.module)]}: {error}") from error
+    out, _ = _attention(call.module, q, k, v, seen, scale, key_bias=key_bias)
+    return out.transpose(1, 2).to(call.v.dtype)
 
 
 def _attention(
@@ -158,6 +178,7 @@ def _attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    key_bias: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls for a layer: its attention, captured."""
@@ -173,7 +194,7 @@ def _attention(
             f" they are {list(key.shape)} and {list(value.shape)}"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    form = Form(*attention_mask, scaling, softcap)
+    form = Form(*attention_mask, scaling, softcap, key_bias)
     options = form._asdict() | run.options
     try:
         found = attention_capture(query, key, value, sinks=s_aux, **options)

@@ -20,6 +20,38 @@ class Seen(NamedTuple):
     window: int | None
     segments: Tensor | None  # [B, S] int32; see attention_capture
 
+    # Models that compute their attention in line take it for a tensor: MPT casts it, Falcon adds
+    # ALiBi to one of four dimensions, and all hand it to functions of torch.
+    @property
+    def ndim(self) -> int:
+        return 0
+
+    def to(self, *_: Any, **__: Any) -> Seen:
+        return self
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        return NotImplemented
+
+    def narrowed(self, allowed: Tensor) -> Seen:
+        """With one mask more: [1, 1, S, S], True where a query may see a key (GPT-Neo's window).
+
+        Raises
+        ------
+        NotImplementedError
+            For a mask that is neither causal nor windowed.
+        """
+        S = allowed.shape[-1]
+        if allowed.numel() == S * S:
+            allowed = allowed.view(S, S)
+            causal, width = not bool(allowed.diagonal(1).any()), int(allowed[-1].sum())
+            window = width if width < S else None
+            rows = _checked_rows(S, allowed.device)
+            if torch.equal(visible(rows, S, causal, window or 0, None), allowed[rows]):
+                windows = [w for w in (self.window, window) if w is not None]
+                return Seen(self.causal or causal, min(windows, default=None), self.segments)
+        raise NotImplementedError("attention capture: a model's own mask is not causal or windowed")
+
 
 def seen_mask(
     batch_size: int,
@@ -63,7 +95,7 @@ def seen_mask(
     follows = ask(at[1:], at[:-1]) if local_size != 1 else torch.ones(B, S - 1, dtype=torch.bool)
     ids = torch.zeros(B, S, dtype=torch.int32, device=device)
     ids[:, 1:] = (~follows).cumsum(1).to(torch.int32)
-    rows = at[torch.linspace(0, S - 1, min(S, _CHECKED_ROWS), device=device).long()]
+    rows = _checked_rows(S, device)
     mine = visible(rows, S, causal, local_size or 0, ids)[:, 0]
     if not torch.equal(mine, ask(rows[:, None], at[None])):
         raise NotImplementedError(
@@ -73,3 +105,7 @@ def seen_mask(
         ids = ids.masked_fill(~attention_mask[:, :S].to(device=device, dtype=torch.bool), -1)
     plain = attention_mask is None and bool(follows.all())
     return Seen(causal, local_size, None if plain else ids)
+
+
+def _checked_rows(S: int, device: torch.device | str) -> Tensor:
+    return torch.linspace(0, S - 1, min(S, _CHECKED_ROWS), device=device).long()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trustbench.ops.attention_capture import scores
+from trustbench.ops.attention_capture import relative, scores
 from trustbench.ops.attention_masks import visible
 
 _ROWS = 128  # queries whose patterns exist at once
@@ -25,6 +25,7 @@ class Form(NamedTuple):
     segments: Tensor | None  # [B, S]
     scale: float
     softcap: float | None
+    key_bias: Tensor | None = None  # [B, H, S]
 
 
 def patterns(q: Tensor, k: Tensor, lse: Tensor, form: Form, rows: Tensor) -> Tensor:
@@ -47,9 +48,12 @@ def patterns(q: Tensor, k: Tensor, lse: Tensor, form: Form, rows: Tensor) -> Ten
     (B, H, T, D), (H_kv, S) = q.shape, k.shape[1:3]
     grouped = q[:, :, rows].float().view(B, H_kv, H // H_kv, len(rows), D)
     s = scores(grouped, k.float()[:, :, None], form.scale, form.softcap or 0.0)
+    s = s.view(B, H, len(rows), S)
+    if form.key_bias is not None:
+        s = s + relative(form.key_bias, rows + S - T)
     seen = visible(rows + S - T, S, form.causal, form.window or 0, form.segments)
     level = lse[:, :, rows].nan_to_num(neginf=0.0)
-    return (s.view(B, H, len(rows), S) - level[..., None]).exp().masked_fill(~seen, 0)
+    return (s - level[..., None]).exp().masked_fill(~seen, 0)
 
 
 def _blocks(q: Tensor, k: Tensor, lse: Tensor, form: Form) -> Iterator[tuple[Tensor, Tensor]]:

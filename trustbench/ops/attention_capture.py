@@ -47,6 +47,7 @@ def attention_capture(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     segments: Tensor | None = None,
+    key_bias: Tensor | None = None,
     targets: Tensor | None = None,
     top: int = 1,
     last_n: int = 8,
@@ -55,7 +56,7 @@ def attention_capture(
 
     p_j = exp(s_j - lse), lse by the online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867);
     the entropy is Σ p (lse - s). Query t stands at position t + S - T of the keys, as with a cache.
-    Differentiable (once) in q, k, v and sinks, through `out` alone.
+    Differentiable (once) in q, k, v, sinks and key_bias, through `out` alone.
 
     Parameters
     ----------
@@ -75,6 +76,10 @@ def attention_capture(
     segments : Tensor [B, S] int32 or None
         A query sees keys of its own segment only (packed documents); a negative segment is padding:
         it sees nothing and is not seen.
+    key_bias : Tensor [B, H, S], fp32 or fp64, finite, or None
+        s_tj += key_bias_j - key_bias_t, t being the query's own position, after softcap. A softmax
+        without a sink forgets key_bias_t; it keeps lse small. ALiBi (Press et al. 2022,
+        arXiv:2108.12409), slope · (j - t), is key_bias_j = slope · j.
     targets : Tensor [B, T, M] int32 or None
         Positions whose probability is asked for, -1 for none: induction targets, subject tokens.
     top : int
@@ -102,6 +107,8 @@ def attention_capture(
         check_tensor("sinks", sinks, (H,), *_HALF)
     if segments is not None:
         check_tensor("segments", segments, (B, S), torch.int32)
+    if key_bias is not None:
+        check_tensor("key_bias", key_bias, (B, H, S), torch.float32, torch.float64)
     if targets is not None:
         check_tensor("targets", targets, (B, T, None), torch.int32)
     position = torch.arange(S - T, S, dtype=torch.int32, device=q.device).expand(B, T)
@@ -109,7 +116,7 @@ def attention_capture(
     if targets is not None:
         wanted = torch.cat([wanted, targets], 2)
     found = _attention_capture(
-        q, k, v, sinks, segments, wanted, causal, window or 0,
+        q, k, v, sinks, segments, key_bias, wanted, causal, window or 0,
         scale if scale is not None else D**-0.5, softcap or 0.0, top, last_n,
     )  # fmt: skip
     out, (lse, entropy, distance, last, top_p, top_index, mass) = (
@@ -138,13 +145,17 @@ def _checked(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segments: Tensor | None,
-    targets: Tensor, causal: bool, window: int, scale: float, softcap: float, top: int, last_n: int,
+    key_bias: Tensor | None, targets: Tensor, causal: bool, window: int, scale: float, softcap: float,
+    top: int, last_n: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     (B, H, T, _), S = q.shape, k.shape[2]
     keys, values = (t.to(wide).repeat_interleave(H // k.shape[1], 1) for t in (k, v))
+    at = torch.arange(S - T, S, device=q.device)
     s = scores(q.to(wide), keys, scale, softcap)
-    seen = visible(torch.arange(S - T, S, device=q.device), S, causal, window, segments)
+    if key_bias is not None:
+        s = s + relative(key_bias.to(wide), at)
+    seen = visible(at, S, causal, window, segments)
     s = s.masked_fill(~seen, -torch.inf)
     every = (
         s if sinks is None else torch.cat([s, sinks.to(wide).view(1, H, 1, 1).expand(B, H, T, 1)], 3)
@@ -155,9 +166,7 @@ def reference(
     total = p.sum(3)
     # Not lse Σ p - Σ p s: in rows with one large probability that would cancel.
     entropy = (p * (level - s).masked_fill(~seen, 0)).sum(3)
-    away = (torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)).to(
-        wide
-    )
+    away = (at[:, None] - torch.arange(S, device=q.device)).to(wide)
     distance = (p * away).sum(3) / total.clamp_min(torch.finfo(wide).tiny)
     last = (p * ((away >= 0) & (away < last_n))).sum(3)
     # A stable sort keeps the lower index first among equals.
@@ -168,9 +177,9 @@ def reference(
     top_index = top_index.to(q.device)
     top_index[..., :kept] = order[..., :kept].to(torch.int32).masked_fill(~there, -1)
     top_p[..., :kept] = p.gather(3, order[..., :kept])
-    at = targets[:, None].expand(B, H, T, targets.shape[2]).long()
-    inside = (at >= 0) & (at < S)
-    mass = p.gather(3, at.clamp(0, max(S - 1, 0))).masked_fill(~inside, 0) if S else at.to(wide)
+    key = targets[:, None].expand(B, H, T, targets.shape[2]).long()
+    inside = (key >= 0) & (key < S)
+    mass = p.gather(3, key.clamp(0, max(S - 1, 0))).masked_fill(~inside, 0) if S else key.to(wide)
     return (p @ values).to(q.dtype), lse, entropy, distance, last, top_p, top_index, mass
 
 
@@ -180,9 +189,15 @@ def scores(q: Tensor, k: Tensor, scale: float, softcap: float) -> Tensor:
     return softcap * torch.tanh(s / softcap) if softcap else s
 
 
+def relative(key_bias: Tensor, at: Tensor) -> Tensor:
+    """What is added to the scores of queries at positions `at` [R]: [B, H, R, S]."""
+    return key_bias[:, :, None] - key_bias[:, :, at, None]
+
+
 def _run(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segments: Tensor | None,
-    targets: Tensor, causal: bool, window: int, scale: float, softcap: float, top: int, last_n: int,
+    key_bias: Tensor | None, targets: Tensor, causal: bool, window: int, scale: float, softcap: float,
+    top: int, last_n: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     S = k.shape[2]
     if targets.numel():
@@ -192,13 +207,13 @@ def _run(
     options = (causal, window, scale, softcap, top, last_n)
     chosen = dispatch.implementation("attention_capture", q)
     if chosen == "reference":
-        return reference(q, k, v, sinks, segments, targets, *options)
+        return reference(q, k, v, sinks, segments, key_bias, targets, *options)
     q, k, v, targets = (t.contiguous() for t in (q, k, v, targets))
     segments = segments.contiguous() if segments is not None else None
-    sinks = sinks.float().contiguous() if sinks is not None else None
+    sinks, key_bias = (None if t is None else t.float().contiguous() for t in (sinks, key_bias))
     if chosen == "triton":
         kernel = dispatch.triton("attention_capture").attention_capture
-        return kernel(q, k, v, sinks, segments, targets, *options)
+        return kernel(q, k, v, sinks, segments, key_bias, targets, *options)
     dtype = q.dtype
     if dtype == torch.float16:
         q, k, v = q.float(), k.float(), v.float()
@@ -210,15 +225,17 @@ def _run(
     results = (out, lse, entropy, distance, last, top_p, top_index, mass)
     dispatch.native().attention_capture(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), address(sinks), address(segments),
-        targets.data_ptr(), [t.data_ptr() for t in results], (B, H, k.shape[1], T, S, D, M), causal,
-        window, scale, softcap, top, last_n, DTYPE_CODE[q.dtype], torch.get_num_threads(),
+        address(key_bias), targets.data_ptr(), [t.data_ptr() for t in results],
+        (B, H, k.shape[1], T, S, D, M), causal, window, scale, softcap, top, last_n,
+        DTYPE_CODE[q.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return out.to(dtype), *results[1:]
 
 
 def _fake(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, segments: Tensor | None,
-    targets: Tensor, causal: bool, window: int, scale: float, softcap: float, top: int, last_n: int,
+    key_bias: Tensor | None, targets: Tensor, causal: bool, window: int, scale: float, softcap: float,
+    top: int, last_n: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     rows = [q.new_empty(q.shape[:3], dtype=wide) for _ in range(4)]
@@ -228,8 +245,8 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, sinks, segments, _, *options = inputs
-    ctx.save_for_backward(q, k, v, sinks, segments, output[0], output[1])
+    q, k, v, sinks, segments, key_bias, _, *options = inputs
+    ctx.save_for_backward(q, k, v, sinks, segments, key_bias, output[0], output[1])
     ctx.options = options
 
 
@@ -237,8 +254,8 @@ _ROWS = 256  # queries whose probabilities are formed again at once
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    """dL/dq, dL/dk, dL/dv and dL/dsinks, some rows at a time: memory stays O(T)."""
-    q, k, v, sinks, segments, out, lse = ctx.saved_tensors
+    """dL/dq, dL/dk, dL/dv, dL/dsinks and dL/dkey_bias, some rows at a time: memory stays O(T)."""
+    q, k, v, sinks, segments, key_bias, out, lse = ctx.saved_tensors
     causal, window, scale, softcap = ctx.options[:4]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     (B, H, T, D), (H_kv, S) = q.shape, k.shape[1:3]
@@ -246,6 +263,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     q_, g, o = (t.to(wide).view(*group, T, D) for t in (q, grad.contiguous(), out))
     k_, v_ = (t.to(wide)[:, :, None] for t in (k, v))
     dq, dk, dv = torch.zeros_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
+    dbias = None if key_bias is None else key_bias.new_zeros(B, H, S, dtype=wide)
     inner = (g * o).sum(-1)  # [B, H_kv, G, T]: Σ_j p_j dp_j
     for start in range(0, T, _ROWS):
         rows = slice(start, min(start + _ROWS, T))
@@ -254,9 +272,13 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         seen = visible(at, S, causal, window, segments)
         seen = seen if segments is None else seen[:, :, None]
         level = lse.view(*group, T)[..., rows, None].nan_to_num(neginf=0.0)
-        p = (s - level).exp().masked_fill(~seen, 0)
+        bias = 0 if key_bias is None else relative(key_bias.to(wide), at).view(*s.shape)
+        p = (s + bias - level).exp().masked_fill(~seen, 0)
         dv += (p.transpose(-1, -2) @ g[..., rows, :]).sum(2, keepdim=True)
         ds = p * (g[..., rows, :] @ v_.transpose(-1, -2) - inner[..., rows, None])
+        if dbias is not None:
+            dbias += ds.view(B, H, -1, S).sum(2)
+            dbias[:, :, at] -= ds.view(B, H, -1, S).sum(3)
         if softcap:
             ds = ds * (1 - (s / softcap) ** 2)
         ds = ds * scale
@@ -266,13 +288,15 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if sinks is not None:
         on_sink = (sinks.to(wide).view(1, H, 1) - lse).exp()
         dsinks = -(on_sink * inner.reshape(B, H, T)).sum((0, 2)).to(sinks.dtype)
-    dq = dq.view_as(q).to(q.dtype)
-    return dq, dk[:, :, 0].to(k.dtype), dv[:, :, 0].to(v.dtype), dsinks, *[None] * 8
+    dbias = None if dbias is None else dbias.to(key_bias.dtype)
+    dq, dk, dv = dq.view_as(q).to(q.dtype), dk[:, :, 0].to(k.dtype), dv[:, :, 0].to(v.dtype)
+    return dq, dk, dv, dsinks, None, dbias, *[None] * 7
 
 
 _attention_capture = register(
-    "attention_capture(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? segments, Tensor targets,"
-    " bool causal, int window, float scale, float softcap, int top, int last_n)"
+    "attention_capture(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? segments,"
+    " Tensor? key_bias, Tensor targets, bool causal, int window, float scale, float softcap, int top,"
+    " int last_n)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run,
     _fake,
@@ -289,6 +313,7 @@ SPEC = OpSpec(
         "v": "[B, H_kv, S, D]",
         "sinks": "[H]",
         "segments": "[B, S]",
+        "key_bias": "[B, H, S]",
         "targets": "[B, T, M]",
         "returns": "[B, H, T, D] and [B, H, T] each",
     },

@@ -9,7 +9,7 @@ constexpr std::int64_t kT = 600, kHeads = 2, kD = 64, kTargets = 2, kTop = 4;
 
 struct Inputs {
     Both q{kHeads * kT * kD, 1}, k{kT * kD, 2}, v{kT * kD, 3};
-    Array<float> sinks = floats(kHeads, 4);
+    Array<float> sinks = floats(kHeads, 4), key_bias{kHeads * kT};
     Array<std::int32_t> segments{kT}, targets{kT * kTargets};
     Array<float> out{kHeads * kT * kD}, rows{4 * kHeads * kT};
     Array<float> top_p{kHeads * kT * kTop}, mass{kHeads * kT * kTargets};
@@ -21,6 +21,7 @@ struct Inputs {
             for (std::int64_t m = 0; m < kTargets; ++m) targets[t * kTargets + m] = static_cast<std::int32_t>(t - m);
         }
         targets[1] = -1;
+        for (std::int64_t i = 0; i < kHeads * kT; ++i) key_bias[i] = 0.25f * static_cast<float>(i % kT);
     }
 
     tb::AttentionCapture causal(tb::Dtype dtype) const {
@@ -52,7 +53,13 @@ struct Inputs {
         return a;
     }
 
-    // With everything that a row of scores can go through.
+    tb::AttentionCapture biased() const {
+        tb::AttentionCapture a = causal(tb::Dtype::f32);
+        a.key_bias = key_bias.data();
+        return a;
+    }
+
+    // With everything else that a row of scores can go through.
     tb::AttentionCapture masked() const {
         tb::AttentionCapture a = causal(tb::Dtype::f32);
         a.sinks = sinks.data();
@@ -69,6 +76,7 @@ void attention(Cases& cases, const tb::Kernels& kernels) {
     const Inputs in;
     cases.push_back({"attention_capture fp32", [=] { kernels.attention_capture(in.causal(tb::Dtype::f32)); }});
     cases.push_back({"attention_capture bf16", [=] { kernels.attention_capture(in.causal(tb::Dtype::bf16)); }});
+    cases.push_back({"attention_capture with a bias", [=] { kernels.attention_capture(in.biased()); }});
     cases.push_back({"attention_capture with window, segments, soft cap, sinks",
                      [=] { kernels.attention_capture(in.masked()); }});
 }
