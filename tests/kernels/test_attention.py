@@ -167,7 +167,7 @@ compile, builds, found = triton.compile, attention_capture.BUILDS, []
 for place, build in enumerate(builds):
     tiles = [t for t in attention_capture.LEAN[build.constants.get("D", 64)] if t.registers]
     sizes = [(t.BM, t.BN) for t in tiles]
-    lean = build.constants["TOP"] <= 1 if "TOP" in build.constants else False
+    lean = build.constants.get("TOP", 2) <= 1 and build.signature["bias"] is None
     if 90 in build.targets and lean and (build.constants["BM"], build.constants["BN"]) in sizes:
         cap = {"maxnreg": tiles[0].registers}
         triton.compile = lambda source, target, options: compile(source, target, options | cap)

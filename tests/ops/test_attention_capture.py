@@ -243,23 +243,16 @@ def test_gradients_of_every_implementation(isa):
         torch.testing.assert_close(mine.grad.double(), wanted.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_opcheck():
+@pytest.mark.parametrize("bias", [False, True])
+def test_opcheck(bias):
     qkv, options = inputs(CASES[1], torch.float32)
     B, _, _, T, S, D = CASES[1].sizes
     targets = torch.cat([options["targets"], torch.zeros(B, T, 3, dtype=torch.int32)], 2)
+    key_bias = torch.randn(*CASES[1].sizes[:2], S, requires_grad=True) if bias else None
     given = (
-        *(t.requires_grad_() for t in qkv),
-        None,
-        None,
-        None,
-        targets,
-        True,
-        0,
-        D**-0.5,
-        0.0,
-        1,
-        8,
-    )
+        *(t.requires_grad_() for t in qkv), None, None, key_bias, targets, True, 0, D**-0.5, 0.0,
+        1, 8,
+    )  # fmt: skip
     torch.library.opcheck(torch.ops.trustbench.attention_capture.default, given)
     assert S == T
 
