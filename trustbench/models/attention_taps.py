@@ -32,7 +32,8 @@ class _Tapped(NamedTuple):
     blocks: Mapping[nn.Module, nn.Module]  # of every module in one of them
 
 
-_tapped: list[_Tapped] = []  # outer ones first
+_lock = Lock()
+_tapped: tuple[_Tapped, ...] = ()  # outer ones first
 _caches: dict[nn.Module, _Cache] = {}  # of the attention blocks that are running
 
 
@@ -53,17 +54,23 @@ def attention_tapped(model: Any, taps: Mapping[nn.Module, Mapping[str, Tap]]) ->
     NotImplementedError
         In the forward, naming the layer: where its cache keeps something else than keys and values.
     """
-    blocks = {part: block for block in taps for part in block.modules()}
+    global _tapped
+    mine = _Tapped(model, taps, {part: block for block in taps for part in block.modules()})
     with ExitStack() as stack:
-        stack.enter_context(_interface_tapped())
         if all(other.model is not model for other in _tapped):
             stack.enter_context(called(model, _attend))
         for block, functions in taps.items():
             if not functions.keys().isdisjoint("kv"):
                 _stand_in(block, stack)
-        _tapped.append(mine := _Tapped(model, taps, blocks))
-        stack.callback(lambda: _tapped.remove(mine))
-        yield
+        with _lock:
+            _tapped = (*_tapped, mine)
+            _tap_interface()
+        try:
+            yield
+        finally:
+            with _lock:
+                _tapped = tuple(other for other in _tapped if other is not mine)
+                _tap_interface()
 
 
 def _passed(block: nn.Module, kind: str, states: Tensor) -> Tensor:
@@ -138,29 +145,13 @@ def _attend(call: Call) -> Tensor:
     return call.run(*_attended(call.module, call.q, call.k, call.v))
 
 
-_lock = Lock()
-_users = 0
-
-
-@contextmanager
-def _interface_tapped() -> Iterator[None]:
-    """Inside the block, attention functions that layers ask transformers for see what taps give."""
-    global _users
+def _tap_interface() -> None:
+    """Let attention functions that layers ask transformers for see what taps give; or no longer."""
     from transformers import AttentionInterface
 
-    with _lock:
-        _users += 1
-        if _users == 1:
-            original = AttentionInterface.get_interface
-            setattr(AttentionInterface, "get_interface", _tapping(original))  # noqa: B010
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                original = inspect.unwrap(AttentionInterface.get_interface)
-                setattr(AttentionInterface, "get_interface", original)  # noqa: B010
+    original = inspect.unwrap(AttentionInterface.get_interface)
+    # Not by assignment, which a type checker takes for a mistake.
+    setattr(AttentionInterface, "get_interface", _tapping(original) if _tapped else original)  # noqa: B010
 
 
 def _tapping(get_interface: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,10 +159,8 @@ def _tapping(get_interface: Callable[..., Any]) -> Callable[..., Any]:
     def get(*args: Any, **kwargs: Any) -> Any:
         attention = get_interface(*args, **kwargs)
 
-        def tapped(
-            module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any
-        ) -> Any:
-            return attention(module, *_attended(module, q, k, v), *rest, **more)
+        def tapped(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **etc: Any) -> Any:
+            return attention(module, *_attended(module, q, k, v), *rest, **etc)
 
         return tapped
 
