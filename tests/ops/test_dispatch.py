@@ -90,7 +90,7 @@ def test_one_op_has_one_name_everywhere():
     # reconstruct is decode and code_grad on the CPU, one kernel on a GPU; rows are the buffer's.
     assert kernels - {"table", "rows"} == named - {"reconstruct"}
     tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests/ops").glob("test_*.py")}
-    assert tests - {"dispatch"} == named
+    assert tests - {"dispatch", "fuzz"} == named
     triton = {p.stem for p in (ROOT / "kernels/triton").glob("*.py") if p.stem[0] != "_"}
     assert triton == named
 

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from trustbench.errors import bad
 from trustbench.ops import dispatch
-from trustbench.ops.registration import check_tensor, register
+from trustbench.ops.registration import (
+    check_flags,
+    check_integer,
+    check_numbers,
+    check_tensor,
+    register,
+)
 from trustbench.ops.spec import OpSpec
 
 
@@ -46,14 +52,22 @@ def adam_(
     """
     check_tensor("param", param, (None, None), torch.float32, torch.float64)
     for name, tensor in (("grad", grad), ("m", m), ("v", v)):
-        check_tensor(name, tensor, tuple(param.shape), param.dtype)
+        check_tensor(name, tensor, tuple(param.shape), param.dtype, device=param.device)
     if not (param.is_contiguous() and m.is_contiguous() and v.is_contiguous()):
         raise bad("strides", param.stride(), "param, m and v contiguous")
-    if step < 1:
-        raise bad("step", step, "an integer >= 1")
+    check_adam(step, lr, beta1, beta2, eps, unit_norm)
     _adam(param, grad, m, v, step, lr, beta1, beta2, eps, unit_norm)
 
 
+def check_adam(step: int, lr: float, beta1: float, beta2: float, eps: float, unit_norm: bool) -> None:
+    """The scalars that an Adam step takes."""
+    check_integer("step", step)
+    check_numbers("a number in [0, 1)", 0, 1, beta1=beta1, beta2=beta2)
+    check_numbers("a finite number >= 0", 0, math.inf, lr=lr, eps=eps)
+    check_flags(unit_norm=unit_norm)
+
+
+@torch.no_grad()
 def adam_reference_(
     param: Tensor,
     grad: Tensor,

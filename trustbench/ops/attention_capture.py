@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +12,19 @@ from torch import Tensor
 from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.attention_masks import first_keys, visible
-from trustbench.ops.registration import DTYPE_CODE, address, check_tensor, register
+from trustbench.ops.registration import (
+    DTYPE_CODE,
+    address,
+    check_flags,
+    check_integer,
+    check_numbers,
+    check_tensor,
+    register,
+)
 from trustbench.ops.spec import FLOATS, OpSpec
 
 _HALF = (*FLOATS, torch.float16)
+_TINY = sys.float_info.min
 
 
 class Attention(NamedTuple):
@@ -95,22 +106,25 @@ def attention_capture(
     """
     B, H, T, D = _checked(q, k, v)
     S = k.shape[2]
-    for name, value, least in (("window", window, 1), ("top", top, 0), ("last_n", last_n, 1)):
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise bad(name, value, f"an integer >= {least}")
+    if window is not None:
+        check_integer("window", window)
+    check_integer("last_n", last_n)
+    check_integer("top", top, 0)
     if top > 16:
         raise bad("top", top, "an integer in [0, 16]")
     for name, number in (("softcap", softcap), ("scale", scale)):
-        if number is not None and not number > 0:
-            raise bad(name, number, "a number > 0, or None")
+        if number is not None:
+            check_numbers("a number > 0, or None", _TINY, math.inf, **{name: number})
+    check_flags(causal=causal)
     if sinks is not None:
-        check_tensor("sinks", sinks, (H,), *_HALF)
+        check_tensor("sinks", sinks, (H,), *_HALF, device=q.device)
     if segments is not None:
-        check_tensor("segments", segments, (B, S), torch.int32)
+        check_tensor("segments", segments, (B, S), torch.int32, device=q.device)
     if key_bias is not None:
-        check_tensor("key_bias", key_bias, (B, H, S), torch.float32, torch.float64)
+        kinds = (torch.float32, torch.float64)
+        check_tensor("key_bias", key_bias, (B, H, S), *kinds, device=q.device)
     if targets is not None:
-        check_tensor("targets", targets, (B, T, None), torch.int32)
+        check_tensor("targets", targets, (B, T, None), torch.int32, device=q.device)
     position = torch.arange(S - T, S, dtype=torch.int32, device=q.device).expand(B, T)
     wanted = torch.stack([first_keys(segments, B, T, S, q.device), position, position - 1], 2)
     if targets is not None:
@@ -132,8 +146,8 @@ def attention_capture(
 def _checked(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
     check_tensor("q", q, (None, None, None, None), *_HALF)
     B, H, T, D = q.shape
-    check_tensor("k", k, (B, None, None, D), q.dtype)
-    check_tensor("v", v, tuple(k.shape), q.dtype)
+    check_tensor("k", k, (B, None, None, D), q.dtype, device=q.device)
+    check_tensor("v", v, tuple(k.shape), q.dtype, device=q.device)
     if not k.shape[1] or H % k.shape[1]:
         raise bad("k.shape", list(k.shape), f"a number of kv heads that divides the {H} of q")
     if k.shape[2] < T:

@@ -42,8 +42,8 @@ def code_grad(
         For a wrong shape or dtype, an index outside [0, F), or offsets that do not fit the code.
     """
     check_tensor("W_dec", W_dec, (None, None), *FLOATS)
-    check_tensor("grad", grad, (None, W_dec.shape[1]), W_dec.dtype)
-    check_code(indices, row_offsets, tokens=grad.shape[0])
+    check_tensor("grad", grad, (None, W_dec.shape[1]), W_dec.dtype, device=W_dec.device)
+    check_code(indices, row_offsets, tokens=grad.shape[0], device=W_dec.device)
     return _code_grad(grad, indices, W_dec, row_offsets)
 
 

@@ -47,8 +47,8 @@ def decode(
         For a wrong shape or dtype, an index outside [0, F), or offsets that do not fit the code.
     """
     check_tensor("W_dec", W_dec, (None, None), *FLOATS)
-    check_code(indices, row_offsets)
-    check_tensor("values", values, tuple(indices.shape), W_dec.dtype)
+    check_code(indices, row_offsets, device=W_dec.device)
+    check_tensor("values", values, tuple(indices.shape), W_dec.dtype, device=W_dec.device)
     return _decode(values, indices, W_dec, row_offsets)
 
 

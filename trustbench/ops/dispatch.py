@@ -37,7 +37,7 @@ def use(name: Choice) -> Iterator[None]:
     interpreter, which TRITON_INTERPRET=1 turns on before Triton is imported: slow, for tests).
     "auto": C++ on the CPU and Triton on CUDA devices for fp32 and bf16, the reference for float64.
     """
-    if name not in get_args(Choice):
+    if not isinstance(name, str) or name not in get_args(Choice):
         raise bad("name", name, "'auto', 'reference', 'cpp' or 'triton'")
     if name == "cpp":
         native()

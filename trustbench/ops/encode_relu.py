@@ -59,7 +59,7 @@ def encode_relu(
     """
     check_encoder(x, W_enc, b_enc, matmul_dtype)
     if threshold is not None:
-        check_tensor("threshold", threshold, (W_enc.shape[0],), *FLOATS)
+        check_tensor("threshold", threshold, (W_enc.shape[0],), *FLOATS, device=x.device)
     return csr_code(*_encode_relu(x, W_enc, b_enc, threshold, matmul_dtype))
 
 
@@ -110,6 +110,8 @@ def csr_code(values: Tensor, indices: Tensor, row_offsets: Tensor) -> CSRCode:
 
 def fake_csr(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes of a CSR code whose number of entries only the data tells."""
+    if x.device.type == "meta":  # not a FakeTensor, which names the device it stands for
+        raise NotImplementedError("x is on meta: how many entries a code has only data tells")
     nnz = torch.library.get_ctx().new_dynamic_size()
     return (
         x.new_empty(nnz),

@@ -52,10 +52,11 @@ def reconstruct(
         For a wrong shape or dtype, an index outside [0, F), or offsets that do not fit the code.
     """
     check_tensor("W_dec", W_dec, (None, None), *FLOATS)
-    check_tensor("b_dec", b_dec, (W_dec.shape[1],), W_dec.dtype)
-    check_tensor("x", x, (None, W_dec.shape[1]), W_dec.dtype)
-    check_code(indices, row_offsets, tokens=x.shape[0])
-    check_tensor("values", values, tuple(indices.shape), W_dec.dtype)
+    device = W_dec.device
+    check_tensor("b_dec", b_dec, (W_dec.shape[1],), W_dec.dtype, device=device)
+    check_tensor("x", x, (None, W_dec.shape[1]), W_dec.dtype, device=device)
+    check_code(indices, row_offsets, tokens=x.shape[0], device=device)
+    check_tensor("values", values, tuple(indices.shape), W_dec.dtype, device=device)
     gradient = torch.is_grad_enabled() and values.requires_grad
     error, squared, _ = _reconstruct(values, indices, W_dec, b_dec, x, row_offsets, gradient)
     return error, squared

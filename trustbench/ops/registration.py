@@ -17,6 +17,7 @@ from trustbench.errors import bad
 from trustbench.ops.spec import FLOATS
 
 _library = torch.library.Library("trustbench", "DEF")
+_INTEGERS, _NUMBERS = (int, torch.SymInt), (int, float, torch.SymInt, torch.SymFloat)
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -63,8 +64,14 @@ def no_second_order(op: str) -> Callable[..., Any]:
     return backward
 
 
-def check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtypes: Any) -> None:
-    """Shape (None: any size), dtype and device of one argument."""
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int | None, ...],
+    *dtypes: Any,
+    device: torch.device | None = None,
+) -> None:
+    """Shape (None: any size), dtype and device (None: any that the ops run on) of one argument."""
     if not isinstance(tensor, Tensor):
         raise bad(name, type(tensor).__name__, "a torch.Tensor")
     actual = tuple(tensor.shape)
@@ -76,6 +83,10 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtyp
         raise bad(f"{name}.shape", list(actual), f"[{wanted}]")
     if dtypes and tensor.dtype not in dtypes:
         raise bad(f"{name}.dtype", tensor.dtype, " or ".join(str(d) for d in dtypes))
+    if tensor.layout is not torch.strided:
+        raise bad(f"{name}.layout", tensor.layout, "torch.strided")
+    if device is not None and tensor.device != device:
+        raise bad(f"{name}.device", str(tensor.device), f"{device}, as the other tensors")
     if tensor.device.type not in ("cpu", "cuda", "meta"):
         raise NotImplementedError(
             f"{name} is on {tensor.device}: the ops run on CPUs and CUDA devices"
@@ -85,29 +96,59 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtyp
 def check_encoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, matmul_dtype: torch.dtype | None) -> None:
     """The arguments that all encoders share."""
     check_tensor("x", x, (None, None), *FLOATS)
-    check_tensor("W_enc", W_enc, (None, x.shape[1]), x.dtype)
-    check_tensor("b_enc", b_enc, (W_enc.shape[0],), *FLOATS)
+    check_tensor("W_enc", W_enc, (None, x.shape[1]), x.dtype, device=x.device)
+    check_tensor("b_enc", b_enc, (W_enc.shape[0],), *FLOATS, device=x.device)
     if W_enc.shape[0] < 1 or W_enc.shape[1] < 1:
         raise bad("W_enc.shape", list(W_enc.shape), "[d_sae, d_in], both at least 1")
-    if matmul_dtype not in (None, torch.float32, torch.bfloat16):
+    if not any(matmul_dtype is dtype for dtype in (None, torch.float32, torch.bfloat16)):
         raise bad("matmul_dtype", matmul_dtype, "None, torch.float32 or torch.bfloat16")
 
 
 def check_k(k: int, d_sae: int) -> None:
     """The number of active features a token."""
-    if not isinstance(k, int | torch.SymInt) or not 1 <= k <= d_sae:
+    if isinstance(k, bool) or not isinstance(k, _INTEGERS) or not 1 <= k <= d_sae:
         raise bad("k", k, f"an integer in [1, d_sae={d_sae}]")
 
 
-def check_code(indices: Tensor, row_offsets: Tensor | None, *, tokens: int | None = None) -> None:
+def check_integer(name: str, value: int, least: int = 1) -> None:
+    """A whole number that fits 32 bits, as indices do."""
+    if isinstance(value, bool) or not isinstance(value, _INTEGERS) or not least <= value < 2**31:
+        raise bad(name, value, f"an integer >= {least}, below 2^31")
+
+
+def check_numbers(expected: str, least: float, below: float, **numbers: float) -> None:
+    """Numbers in [least, below), which are finite; bools and integers of over 64 bits are none."""
+    for name, value in numbers.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, _NUMBERS)
+            or not least <= value < below
+            or (isinstance(value, int) and value >= 2**63)
+        ):
+            raise bad(name, value, expected)
+
+
+def check_flags(**flags: bool) -> None:
+    """Arguments that are True or False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise bad(name, value, "True or False")
+
+
+def check_code(
+    indices: Tensor,
+    row_offsets: Tensor | None,
+    *,
+    tokens: int | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Indices [N, k], or [nnz] with row_offsets [N + 1]."""
     if row_offsets is None:
-        check_tensor("indices", indices, (tokens, None), torch.int32)
+        check_tensor("indices", indices, (tokens, None), torch.int32, device=device)
     else:
-        check_tensor("indices", indices, (None,), torch.int32)
-        check_tensor(
-            "row_offsets", row_offsets, (None if tokens is None else tokens + 1,), torch.int64
-        )
+        check_tensor("indices", indices, (None,), torch.int32, device=device)
+        offsets = None if tokens is None else tokens + 1
+        check_tensor("row_offsets", row_offsets, (offsets,), torch.int64, device=indices.device)
         if row_offsets.shape[0] < 1:
             raise bad("row_offsets.shape", [0], "[N + 1]")
 

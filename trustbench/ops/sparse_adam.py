@@ -15,6 +15,7 @@ Monosemanticity, appendix "Advice for training sparse autoencoders").
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,9 +23,9 @@ from torch import Tensor
 
 from trustbench.errors import bad
 from trustbench.ops import dispatch
-from trustbench.ops.adam import adam_reference_
+from trustbench.ops.adam import adam_reference_, check_adam
 from trustbench.ops.codes import FeatureCode
-from trustbench.ops.registration import check_tensor, on_device_of
+from trustbench.ops.registration import check_flags, check_numbers, check_tensor, on_device_of
 from trustbench.ops.spec import OpSpec
 
 L1Form = Literal["decoder_norm", "sum"]
@@ -109,16 +110,18 @@ def sparse_adam_(
         -(Σ_i db_enc,i W_enc,i) with the weights before the update: what the encoder's input
         x - b_dec adds to the gradient of b_dec. Not multiplied by `clip_scale`.
     """
-    _check(weights, values, code, x, grad, l1_form)
+    _check(weights, values, code, x, grad, l1, l1_form)
+    if not isinstance(moments, Moments):
+        raise bad("moments", type(moments).__name__, "Moments")
     for moment, weight in zip(moments, (w for w in weights for _ in range(2)), strict=True):
-        _check_one("moments", moment, tuple(weight.shape), weight.dtype)
-    if step < 1:
-        raise bad("step", step, "an integer >= 1")
+        _check_one("moments", moment, tuple(weight.shape), weight.dtype, weight.device)
+    check_adam(step, lr, beta1, beta2, eps, unit_norm)
+    check_numbers("a finite number >= 0", 0, math.inf, clip_scale=clip_scale)
     arguments = (weights, values, code, x, grad, l1, l1_form)
     chosen = dispatch.implementation("sparse_adam", x)
     if chosen == "reference":
         dW_enc, dW_dec, db_enc = _gradients(*arguments, unit_norm)
-        contribution = -(db_enc @ weights.W_enc)
+        contribution = -(db_enc @ weights.W_enc.detach())
         options: dict[str, Any] = {"step": step, "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
         m = moments
         adam_reference_(weights.W_enc, clip_scale * dW_enc, m.m_W_enc, m.v_W_enc, **options)
@@ -175,12 +178,13 @@ def sparse_grad_norm(
     Parameters are those of `sparse_adam_`; returns (‖dW_enc‖² + ‖dW_dec‖² + ‖db_enc‖², the same
     contribution to db_dec [d]). With `unit_norm` the decoder's gradient is the projected one.
     """
-    _check(weights, values, code, x, grad, l1_form)
+    _check(weights, values, code, x, grad, l1, l1_form)
+    check_flags(unit_norm=unit_norm)
     chosen = dispatch.implementation("sparse_adam", x)
     if chosen == "reference":
         gradients = _gradients(weights, values, code, x, grad, l1, l1_form, unit_norm)
         squared = sum(float(g.double().square().sum()) for g in gradients)
-        return squared, -(gradients[2] @ weights.W_enc)
+        return squared, -(gradients[2] @ weights.W_enc.detach())
     if chosen == "triton":
         kernels = dispatch.triton("sparse_adam")
         figures = kernels.on_device(kernels.scalars(1, 0.0, 0.0, 0.0, slope=l1), x.device)
@@ -203,6 +207,7 @@ def sparse_grad_norm(
     return squared, contribution
 
 
+@torch.no_grad()
 def _gradients(
     weights: Weights,
     values: Tensor,
@@ -234,24 +239,37 @@ def _gradients(
 
 
 def _check(
-    weights: Weights, values: Tensor, code: FeatureCode, x: Tensor, grad: Tensor, l1_form: str
+    weights: Weights,
+    values: Tensor,
+    code: FeatureCode,
+    x: Tensor,
+    grad: Tensor,
+    l1: float,
+    l1_form: str,
 ) -> None:
-    if l1_form not in ("decoder_norm", "sum"):
+    if not isinstance(weights, Weights):
+        raise bad("weights", type(weights).__name__, "Weights")
+    if not isinstance(code, FeatureCode):
+        raise bad("code", type(code).__name__, "a FeatureCode")
+    check_numbers("a finite number >= 0", 0, math.inf, l1=l1)
+    if not isinstance(l1_form, str) or l1_form not in ("decoder_norm", "sum"):
         raise bad("l1_form", l1_form, "'decoder_norm' or 'sum'")
     W_dec = weights.W_dec
-    if W_dec.dtype not in (torch.float32, torch.float64):
-        raise bad("W_dec.dtype", W_dec.dtype, "torch.float32")
-    (d_sae, d_in), N, entries = W_dec.shape, len(x), values.numel()
-    _check_one("W_enc", weights.W_enc, (d_sae, d_in), W_dec.dtype)
-    _check_one("W_dec", W_dec, (d_sae, d_in), W_dec.dtype)
-    _check_one("b_enc", weights.b_enc, (d_sae,), W_dec.dtype)
-    _check_one("x", x, (N, d_in), W_dec.dtype)
-    _check_one("grad", grad, (N, d_in), W_dec.dtype)
-    _check_one("values", values, tuple(values.shape), W_dec.dtype)
-    _check_one("code.feature_offsets", code.feature_offsets, (d_sae + 1,), torch.int64)
+    check_tensor("W_dec", W_dec, (None, None), torch.float32, torch.float64)
+    (d_sae, d_in), dtype, device = W_dec.shape, W_dec.dtype, W_dec.device
+    check_tensor("x", x, (None, d_in), dtype, device=device)
+    shape = tuple(values.shape) if isinstance(values, Tensor) else ()
+    N, entries = len(x), math.prod(shape)
+    _check_one("W_enc", weights.W_enc, (d_sae, d_in), dtype, device)
+    _check_one("W_dec", W_dec, (d_sae, d_in), dtype, device)
+    _check_one("b_enc", weights.b_enc, (d_sae,), dtype, device)
+    _check_one("x", x, (N, d_in), dtype, device)
+    _check_one("grad", grad, (N, d_in), dtype, device)
+    _check_one("values", values, shape, dtype, device)
+    _check_one("code.feature_offsets", code.feature_offsets, (d_sae + 1,), torch.int64, device)
     # The kernel follows these as addresses.
     for name, places, end in (("rows", code.rows, N), ("positions", code.positions, entries)):
-        _check_one(f"code.{name}", places, (entries,), torch.int32)
+        _check_one(f"code.{name}", places, (entries,), torch.int32, device)
         if entries:
             low, high = (int(bound) for bound in places.aminmax())
             if low < 0 or high >= end:
@@ -261,8 +279,10 @@ def _check(
         raise bad("code.feature_offsets", int(offsets[-1]), f"ascending from 0 to {entries}")
 
 
-def _check_one(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    check_tensor(name, tensor, shape, dtype)
+def _check_one(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    check_tensor(name, tensor, shape, dtype, device=device)
     if not tensor.is_contiguous():
         raise bad(f"{name}.stride", tensor.stride(), "a contiguous tensor")
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.codes import FeatureCode, entry_rows
-from trustbench.ops.registration import address, check_code, check_entries, register
+from trustbench.ops.registration import address, check_code, check_entries, check_integer, register
 from trustbench.ops.spec import OpSpec
 
 
@@ -34,8 +33,7 @@ def transpose_code(indices: Tensor, d_sae: int, row_offsets: Tensor | None = Non
         For a wrong shape or dtype, an index outside [0, d_sae), or offsets that do not fit the code.
     """
     check_code(indices, row_offsets)
-    if d_sae < 1:
-        raise bad("d_sae", d_sae, "an integer >= 1")
+    check_integer("d_sae", d_sae)
     return FeatureCode(*_transpose_code(indices, d_sae, row_offsets))
 
 

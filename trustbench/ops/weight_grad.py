@@ -11,6 +11,7 @@ from trustbench.ops.registration import (
     DTYPE_CODE,
     check_code,
     check_entries,
+    check_integer,
     check_tensor,
     no_second_order,
     register,
@@ -50,8 +51,9 @@ def weight_grad(
         For a wrong shape or dtype, an index outside [0, d_sae), or offsets that do not fit the code.
     """
     check_tensor("source", source, (None, None), *FLOATS)
-    check_code(indices, row_offsets, tokens=source.shape[0])
-    check_tensor("coefs", coefs, tuple(indices.shape), source.dtype)
+    check_code(indices, row_offsets, tokens=source.shape[0], device=source.device)
+    check_tensor("coefs", coefs, tuple(indices.shape), source.dtype, device=source.device)
+    check_integer("d_sae", d_sae)
     return _weight_grad(coefs, indices, source, d_sae, row_offsets)
 
 
