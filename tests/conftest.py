@@ -18,7 +18,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 # These take minutes each. They begin first, so that no process is left alone with one of them.
-LONGEST = ("test_gpu_benchmark.py", "test_demo.py", "test_resources.py")
+LONGEST = ("test_gpu_benchmark.py", "test_studies.py", "test_resources.py")
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's

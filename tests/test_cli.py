@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from trustbench.cli import main
+from trustbench.report import Table
 from trustbench.sae import SAEConfig
 from trustbench.training import TrainConfig
 
@@ -26,10 +27,9 @@ def test_train_then_eval(tiny_model_dir, tiny_text, tmp_path, capsys):
     saved = json.loads((run / "config.json").read_text())
     assert saved["sae"]["k"] == 3 and saved["context_length"] == 32
     assert main(["eval", str(run), "--tokens", "1000"]) == 0
-    assert list(json.loads((run / "eval.json").read_text())["layers"]) == [
-        "gpt_neox.layers.0",
-        "gpt_neox.layers.2",
-    ]
+    layers = ["gpt_neox.layers.0", "gpt_neox.layers.2"]
+    assert Table.read(run / "eval.jsonl")["hook_point"] == layers
+    assert json.loads((run / "eval.about.json").read_text())["config"]["tokens"] == 1000
     assert main(["eval", str(run), "--snapshot", "2000", "--data", str(tiny_text)]) == 0
     assert main(["eval", str(run), "--snapshot", "7"]) == 2
     assert "no SAEs there" in capsys.readouterr().err

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trustbench.evals import EvalConfig, evaluate
     from trustbench.installation import info
     from trustbench.sae import SAE, SAEConfig, loss
-    from trustbench.studies.demo.run import DemoConfig, demo
+    from trustbench.studies.demo import DemoConfig, demo
     from trustbench.training import TrainConfig, train
     from trustbench.training.tune import TuneConfig, tune
 

@@ -43,8 +43,8 @@ COMMANDS = {
         first="run",
     ),
     "demo": Command(
-        "trustbench.studies.demo.run:demo",
-        "trustbench.studies.demo.run:DemoConfig",
+        "trustbench.studies.demo:demo",
+        "trustbench.studies.demo:DemoConfig",
         "the whole main job on the built-in model and text",
     ),
     "tune": Command(

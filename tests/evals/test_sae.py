@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from trustbench.data import Documents, TokenStream
 from trustbench.errors import CheckpointError, DataError, InputError
 from trustbench.evals import EvalConfig, evaluate, evaluate_saes
 from trustbench.models import ActivationCapture, load_model, resolve_hook_points
+from trustbench.report import Table
 from trustbench.sae import SAE, SAEConfig
 
 NAME = "gpt_neox.layers.1"
@@ -27,13 +28,19 @@ def batches(model, tiny_text):
     return [next(stream) for _ in range(6)]
 
 
+def row(table):
+    """The only row, its columns as attributes."""
+    (only,) = table
+    return SimpleNamespace(**only)
+
+
 def test_a_perfect_sae_recovers_everything(model, batches):
     """relu over ±identity reconstructs x exactly."""
     sae = SAE(SAEConfig(d_in=16, d_sae=32, activation="relu"))
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([torch.eye(16), -torch.eye(16)]))
         sae.W_dec.copy_(sae.W_enc)
-    layer = evaluate_saes({NAME: sae}, model[0], batches).layers[NAME]
+    layer = row(evaluate_saes({NAME: sae}, model[0], batches))
     assert layer.fvu == pytest.approx(0, abs=1e-10) and layer.cosine == pytest.approx(1)
     assert layer.loss_recovered == pytest.approx(1, abs=1e-4)
     assert layer.ce_reconstructed == pytest.approx(layer.ce_original, abs=1e-5)
@@ -44,14 +51,14 @@ def test_an_empty_sae_is_zero_ablation(model, batches):
     sae = SAE(SAEConfig(d_in=16, d_sae=32, k=4))
     with torch.no_grad():
         sae.b_enc.fill_(-1e6)
-    layer = evaluate_saes({NAME: sae}, model[0], batches).layers[NAME]
+    layer = row(evaluate_saes({NAME: sae}, model[0], batches))
     assert layer.ce_reconstructed == pytest.approx(layer.ce_zero, abs=1e-6)
     assert layer.loss_recovered == pytest.approx(0, abs=1e-5)
     assert layer.l0 == 0 and layer.dead_fraction == 1 and sum(layer.density_histogram) == 0
     with torch.no_grad():  # a decoder bias at the mean is mean ablation
         acts = [a[NAME][b.mask] for a, b in zip(_captured(model[0], batches), batches, strict=True)]
         sae.b_dec.copy_(torch.cat(acts).mean(0))
-    layer = evaluate_saes({NAME: sae}, model[0], batches).layers[NAME]
+    layer = row(evaluate_saes({NAME: sae}, model[0], batches))
     assert layer.fvu == pytest.approx(1, abs=1e-5)
     assert layer.ce_reconstructed == pytest.approx(layer.ce_mean, abs=1e-5)
 
@@ -63,12 +70,12 @@ def _captured(model, batches):
 
 def test_figures_against_brute_force(model, batches):
     sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4, seed=3))
-    report = evaluate_saes({"layers.1": sae}, model[0], batches)
-    layer = report.layers[NAME]
+    layer = row(evaluate_saes({"layers.1": sae}, model[0], batches))
+    assert layer.hook_point == NAME
     x = torch.cat(
         [a[NAME][b.mask] for a, b in zip(_captured(model[0], batches), batches, strict=True)]
     )
-    assert report.tokens == len(x)
+    assert layer.tokens == len(x)
     acts = sae.encode(x)
     x_hat = sae.decode(acts)
     expected = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
@@ -84,15 +91,25 @@ def test_figures_against_brute_force(model, batches):
         for row, ids, mask in zip(model[0](b.input_ids).logits, b.input_ids, b.mask, strict=True)
     ]
     assert layer.ce_original == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
-    assert report.predicted_tokens == len(torch.cat(losses))
+    assert layer.predicted_tokens == len(torch.cat(losses))
 
 
-def test_report_is_json_and_a_table(model, batches):
-    saes = {NAME: SAE(SAEConfig(d_in=16, d_sae=64, k=4))}
-    report = evaluate_saes(saes, model[0], batches, tokens=50)
-    assert 50 <= report.tokens < 300
-    assert json.loads(json.dumps(report.to_dict()))["layers"][NAME]["l0"] == pytest.approx(4, abs=1)
-    assert NAME in report.table() and "loss_recovered" in report.table()
+def test_the_evaluation_is_a_table_of_a_row_a_layer(model, batches, tmp_path):
+    sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4))
+    table = evaluate_saes({NAME: sae}, model[0], batches, tokens=50)
+    table.write(tmp_path / "eval.jsonl")
+    assert Table.read(tmp_path / "eval.jsonl") == table
+    layer = row(table)
+    assert 50 <= layer.tokens < 300 and layer.l0 == pytest.approx(4, abs=1)
+    assert len(layer.density_edges) == len(layer.density_histogram) + 1
+    assert NAME in table.text() and "loss_recovered" in table.text()
+
+
+def test_a_share_of_nothing_is_not_defined(model, batches, monkeypatch):
+    monkeypatch.setattr("trustbench.evals.sae._cross_entropy", lambda *_: 2.0)
+    sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4))
+    layer = row(evaluate_saes({NAME: sae}, model[0], batches))
+    assert layer.loss_recovered is None and layer.ce_zero == 2.0
 
 
 def test_bad_input_is_named(model, tmp_path):

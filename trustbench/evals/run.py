@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from trustbench import devices, files
 from trustbench.activations.config import TextConfig
 from trustbench.errors import CheckpointError
-from trustbench.evals.sae import EvalReport, evaluate_saes
+from trustbench.evals.sae import evaluate_saes
 from trustbench.fields import Config, NonEmptyStr, NonNegativeInt, PositiveInt
 from trustbench.models import load_model
+from trustbench.report import Table, about
 from trustbench.sae import load_saes
 
 
@@ -43,17 +45,22 @@ class EvalConfig(Config):
     device: str = "auto"
 
 
-def evaluate(config: EvalConfig, *, progress: bool = True) -> EvalReport:
+def evaluate(config: EvalConfig, *, progress: bool = True) -> Table:
     """Evaluate the SAEs of a run on the held-out part of its text, or on other text.
 
     Measured are fvu, L0, dead and dense features, and the model's cross-entropy with each layer
-    replaced. Writes eval.json into the run's directory.
+    replaced. Writes eval.jsonl into the run's directory.
 
     Parameters
     ----------
     config : EvalConfig
     progress : bool
         Print the table.
+
+    Returns
+    -------
+    Table
+        See evaluate_saes.
 
     Raises
     ------
@@ -62,6 +69,7 @@ def evaluate(config: EvalConfig, *, progress: bool = True) -> EvalReport:
     DataError
         When the text holds no two tokens.
     """
+    started = time.monotonic()
     run = Path(config.run)
     saved = files.read_json(run / "config.json")
     directory = run / "snapshots" / str(config.snapshot) if config.snapshot else run / "final"
@@ -72,15 +80,15 @@ def evaluate(config: EvalConfig, *, progress: bool = True) -> EvalReport:
     model, tokenizer = load_model(text.model, device=device)
     if config.data:
         text = text.replace(data=config.data, heldout_fraction=0.0)
-    report = evaluate_saes(
+    table = evaluate_saes(
         {name: sae.to(device) for name, sae in load_saes(directory).items()},
         model,
         text.stream(tokenizer, "all" if config.data else "heldout"),
         tokens=config.tokens,
         spliced_tokens=config.spliced_tokens,
     )
-    files.atomic_write_json(run / "eval.json", report.to_dict())
+    seconds = time.monotonic() - started
+    table.write(run / "eval.jsonl", about(config, device=device, seed=saved["seed"], seconds=seconds))
     if progress:
-        print(report.table())
-        print(f"{report.tokens} tokens; written to {run / 'eval.json'}")
-    return report
+        print(f"{table.text()}\nwritten to {run / 'eval.jsonl'}")
+    return table

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch import Tensor
 from trustbench.data import TokenBatch
 from trustbench.errors import DataError, bad
 from trustbench.models import ActivationCapture, HookPoint, hooked, resolve_hook_points
+from trustbench.report import Table
 from trustbench.sae import SAE
 from trustbench.sae.stats import firing_counts
 
@@ -22,9 +21,8 @@ DENSITY_EDGES = tuple(-6 + 0.25 * i for i in range(25))
 DENSE = 0.1  # a feature that fires on more than this share of tokens is dense
 
 
-@dataclass
-class LayerEval:
-    """One SAE's figures on the evaluated tokens."""
+class LayerEval(NamedTuple):
+    """One SAE's columns of an evaluation."""
 
     fvu: float  # Σ‖x - x_hat‖² / Σ‖x - mean x‖²
     l0: float  # active features a token
@@ -37,36 +35,8 @@ class LayerEval:
     ce_mean: float  # with the mean activation in the place of x
     loss_recovered: float  # (ce_zero - ce_reconstructed) / (ce_zero - ce_original)
     loss_recovered_mean: float  # the same against ce_mean
-    density_histogram: list[int]  # features per bin of DENSITY_EDGES (log10), never-firing left out
-
-
-@dataclass
-class EvalReport:
-    """The evaluation of all SAEs of a run."""
-
-    tokens: int  # activations evaluated
-    predicted_tokens: int  # tokens the cross-entropies are means over
-    layers: dict[str, LayerEval]  # by hook point
-    density_edges: list[float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return dataclasses.asdict(self)
-
-    def table(self) -> str:
-        """A line a layer, for a terminal."""
-        columns = [f.name for f in dataclasses.fields(LayerEval) if f.name != "density_histogram"]
-        head = ["hook_point", *columns]
-        rows = [
-            [name, *(f"{getattr(layer, column):.4g}" for column in columns)]
-            for name, layer in self.layers.items()
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            for row in [head, *rows]
-        ]
-        return "\n".join(lines)
+    density_histogram: list[int]  # features per bin of density_edges, never-firing left out
+    density_edges: list[float]  # of the bins: log10 of a feature's density
 
 
 class _Sums:
@@ -100,7 +70,7 @@ def evaluate_saes(
     *,
     tokens: int = 100_000,
     spliced_tokens: int = 20_000,
-) -> EvalReport:
+) -> Table:
     """Evaluate SAEs on a model and held-out text.
 
     Parameters
@@ -115,6 +85,12 @@ def evaluate_saes(
         Activations to evaluate, at least, if the text has them.
     spliced_tokens : int
         Of these, how many to run the model on four times a layer for the cross-entropies.
+
+    Returns
+    -------
+    Table
+        A row a hook point: `hook_point`, `tokens` (activations evaluated), `predicted_tokens` (that
+        the cross-entropies are means over) and LayerEval's columns. A share of nothing is None.
 
     Raises
     ------
@@ -145,13 +121,13 @@ def evaluate_saes(
         raise DataError("data: the evaluated part holds no two tokens in a row")
 
     original = _cross_entropy(model, kept)
-    layers = {
-        point.name: _layer(
-            by_name[point.name], sums[point.name], seen, original, _Splicer(model, point, kept)
-        )
-        for point in points
-    }
-    return EvalReport(seen, predicted, layers, list(DENSITY_EDGES))
+    table = Table()
+    for point in points:
+        row = {"hook_point": point.name, "tokens": seen, "predicted_tokens": predicted}
+        splice = _Splicer(model, point, kept)
+        layer = _layer(by_name[point.name], sums[point.name], seen, original, splice)
+        table.append(row | layer._asdict())
+    return table
 
 
 class _Splicer:
@@ -187,6 +163,7 @@ def _layer(sae: SAE, sums: _Sums, n: int, original: float, splice: _Splicer) -> 
         loss_recovered=_recovered(zero, reconstructed, original),
         loss_recovered_mean=_recovered(with_mean, reconstructed, original),
         density_histogram=histogram.long().tolist(),
+        density_edges=list(DENSITY_EDGES),
     )
 
 

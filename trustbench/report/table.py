@@ -78,7 +78,7 @@ class Table:
         """
         files.atomic_write_text(path, "".join(map(_line, self._rows)))
         if about is not None:
-            files.atomic_write_json(about_path(path), about)
+            write_about(path, about)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row at the end."""
@@ -216,6 +216,11 @@ class TableWriter:
 def about_path(path: str | os.PathLike[str]) -> Path:
     """`<name>.about.json` of `<name>.jsonl`."""
     return Path(path).with_suffix(".about.json")
+
+
+def write_about(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
+    """Write where the table at `path` comes from, before or beside the table itself."""
+    files.atomic_write_json(about_path(path), about)
 
 
 def _checked(row: Mapping[str, Any]) -> Row:

@@ -21,6 +21,7 @@ from trustbench.activations import ActivationCache, CacheSource, ModelSource, Sh
 from trustbench.buffer import ActivationBuffer
 from trustbench.errors import DataError, NonFiniteError, TrustbenchError, bad
 from trustbench.ops import dispatch
+from trustbench.report import TableWriter, about, write_about
 from trustbench.sae import SAE, load_saes
 from trustbench.sae.init import initialise
 from trustbench.steps.fused import AdamOptions, LayerTrainer
@@ -29,7 +30,7 @@ from trustbench.steps.triton import DeviceTrainer, GraphMemory
 from trustbench.team import Team
 from trustbench.training import checkpoint, memory, schedule
 from trustbench.training.config import TrainConfig
-from trustbench.training.metrics import JsonLines, import_libraries, open_sinks
+from trustbench.training.metrics import import_libraries, open_sinks
 from trustbench.training.sharding import Sharding
 from trustbench.training.streams import Streams
 
@@ -194,8 +195,10 @@ class _Run:
                 checkpoint.remove_leftovers(self.out)
                 position = saved["metrics_position"] if saved else 0
                 with checkpoint.writing(self.out / "metrics.jsonl"):
-                    self.lines = JsonLines(self.out / "metrics.jsonl", position)
-                stack.callback(self.lines.close)
+                    self.rows = TableWriter(self.out / "metrics.jsonl", position)
+                    origin = about(config, device=self.device, seed=config.seed)
+                    write_about(self.out / "metrics.jsonl", origin)
+                stack.callback(self.rows.close)
                 self.sinks = open_sinks(self.libraries, config, self.out, self.tokens)
                 for sink in self.sinks:
                     stack.callback(sink.close)
@@ -327,9 +330,9 @@ class _Run:
         """To metrics.jsonl, and wherever else metrics go."""
         for line in lines:
             with checkpoint.writing(self.out / "metrics.jsonl"):
-                self.lines.write(line)
+                self.rows.append(line)
             for sink in self.sinks:
-                sink.write(line)
+                sink.append(line)
 
     @property
     def steps(self) -> int:
@@ -344,7 +347,7 @@ class _Run:
                     trainer.sae.save(directory / name)
 
     def _checkpoint(self) -> None:
-        position = self.lines.position if self.team.rank == 0 else 0
+        position = self.rows.position if self.team.rank == 0 else 0
         progress = {"tokens": self.tokens, "metrics_position": position}
         checkpoint.save(self.out, progress, self.source, self.buffer, self.trainers, self.sharding)
 

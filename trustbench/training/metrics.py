@@ -1,10 +1,7 @@
-"""Where a run's figures go: metrics.jsonl always, other sinks through their own libraries."""
+"""Where metrics go besides metrics.jsonl: other sinks, through their own libraries."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,42 +11,19 @@ from trustbench.training.config import TrainConfig
 
 
 class Sink(Protocol):
-    """Takes lines of figures."""
+    """Takes rows of metrics.jsonl."""
 
-    def write(self, line: dict[str, Any]) -> None: ...
+    def append(self, row: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
 
 
-class JsonLines:
-    """out/metrics.jsonl: one line a layer every `log_every` steps.
-
-    `position`, in bytes, goes into checkpoints; a resumed run cuts the file there, so that it reads
-    as if the run had never stopped.
-    """
-
-    def __init__(self, path: Path, position: int = 0) -> None:
-        # Unbuffered: nothing is left to be written when a full disk ends the run.
-        self._file = path.open("ab", buffering=0)
-        self._file.truncate(position)
-        self.position = position
-
-    def write(self, line: dict[str, Any]) -> None:
-        data = (json.dumps(line) + "\n").encode()
-        if self._file.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.position += len(data)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    """{"<hook point>/<figure>": value} of one line."""
-    name = line["hook_point"]
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """{"<hook point>/<metric>": value} of one row."""
+    name = row["hook_point"]
     return {
         f"{name}/{key}": value
-        for key, value in line.items()
+        for key, value in row.items()
         if key not in ("step", "tokens") and isinstance(value, int | float)
     }
 
@@ -58,13 +32,13 @@ class TensorBoard:
     """Event files in out/tensorboard."""
 
     def __init__(self, library: Any, out: Path, tokens: int) -> None:
-        # What a killed run drew after its last checkpoint is drawn again: the old lines are purged.
+        # What a killed run drew after its last checkpoint is drawn again: the old rows are purged.
         purge = tokens + 1 if tokens else None
         self._writer = library.SummaryWriter(str(out / "tensorboard"), purge_step=purge)
 
-    def write(self, line: dict[str, Any]) -> None:
-        for key, value in _numbers(line).items():
-            self._writer.add_scalar(key, value, line["tokens"])
+    def append(self, row: dict[str, Any]) -> None:
+        for key, value in _numbers(row).items():
+            self._writer.add_scalar(key, value, row["tokens"])
 
     def close(self) -> None:
         self._writer.close()
@@ -77,8 +51,8 @@ class Tracker:
         self._library = library
         library.init(project="trustbench", name=out.name, config=config.to_dict())
 
-    def write(self, line: dict[str, Any]) -> None:
-        self._library.log({"tokens": line["tokens"], **_numbers(line)})
+    def append(self, row: dict[str, Any]) -> None:
+        self._library.log({"tokens": row["tokens"], **_numbers(row)})
 
     def close(self) -> None:
         self._library.finish()

@@ -1,4 +1,4 @@
-"""The shipped model and text, and the demo end to end (small)."""
+"""The shipped model and text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from trustbench.models import load_model
 from trustbench.studies.demo import assets
-from trustbench.studies.demo.run import DemoConfig, demo, training_seconds
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +41,3 @@ def test_heldout_text_is_not_in_the_training_text():
     train, heldout = assets.TRAIN_TEXT.read_text(), assets.HELDOUT_TEXT.read_text()
     assert 0.04 < len(heldout) / len(train) < 0.07
     assert heldout[1000:1200] not in train
-
-
-def test_training_seconds_survive_a_resumed_run():
-    def line(tokens, speed):
-        return {"tokens": tokens, "tokens_per_second": speed}
-
-    # Two layers' lines a step; the second session was twice as fast.
-    metrics = [line(100, 10), line(100, 10), line(200, 20), line(200, 20)]
-    assert training_seconds(metrics) == pytest.approx(15)
-
-
-def test_demo_end_to_end(tmp_path, capsys):
-    path = demo(DemoConfig(out=str(tmp_path / "demo"), tokens=30_000))
-    assert path.is_file() and path.stat().st_size > 20_000
-    assert len(list((tmp_path / "demo" / "final").iterdir())) == 6
-    report = json.loads((tmp_path / "demo" / "eval.json").read_text())
-    assert all(layer["loss_recovered"] > 0.3 for layer in report["layers"].values())
-    assert "report.html" in capsys.readouterr().out
-    page = path.read_text()
-    for text in ("mean loss recovered", "dead features", "promotes", "held-out perplexity 54.4"):
-        assert text in page
