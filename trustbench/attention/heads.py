@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from trustbench import devices, files
 from trustbench.activations.config import TextConfig
 from trustbench.attention.layers import capture
 from trustbench.attention.linear import LinearAttention
-from trustbench.attention.page import write_page
+from trustbench.attention.page import heads_page
 from trustbench.attention.scores import HeadScores, head_profile, head_scores, repeated_tokens
 from trustbench.errors import DataError, bad
 from trustbench.fields import NonEmptyStr, PositiveInt
 from trustbench.models import load_model
+from trustbench.report import Table, about, model_name
+from trustbench.report.table import Row
 
 _ROWS, _HALF = 8, 64  # of the repeated tokens
 
@@ -32,7 +35,7 @@ class HeadsConfig(TextConfig):
     model, data, context_length, ..., prepend_bos
         What is read, and by which model: see TextConfig.
     out
-        Directory of heads.json and heads.html.
+        Directory of heads.jsonl and heads.html.
     tokens
         Tokens of the text to score, at least; fewer when the text ends before.
     repeats
@@ -44,10 +47,10 @@ class HeadsConfig(TextConfig):
     repeats: PositiveInt = 3
 
 
-def heads(config: HeadsConfig, *, progress: bool = True) -> dict[str, Any]:
+def heads(config: HeadsConfig, *, progress: bool = True) -> Table:
     """Score what every attention head of every layer looks at, on random tokens and on a text.
 
-    Writes out/heads.json and out/heads.html.
+    Writes out/heads.jsonl and out/heads.html.
 
     Parameters
     ----------
@@ -57,14 +60,23 @@ def heads(config: HeadsConfig, *, progress: bool = True) -> dict[str, Any]:
 
     Returns
     -------
-    What heads.json holds: {"model", "tokens", "repeated": {"raw", "z_initial", "z_shuffled"}, "text",
-    "linear"}; scores as {layer: {score: [a number a head]}}, null where one is not defined.
+    Table
+        A row for each `part`, `layer` and `head`:
+
+        "repeated"
+            The columns of HeadScores on random tokens said twice, and each again as
+            `<score>_z_initial` and `<score>_z_shuffled`: see HeadProfile.
+        "text"
+            The columns of HeadScores on the text (`tokens` of it).
+        "linear"
+            decay, write, look_back (tokens) and state_norm of LinearAttention, on the random tokens.
 
     Raises
     ------
     InputError, DataError
         For a path that is no directory, or text without a token.
     """
+    started = time.monotonic()
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise bad("out", str(out), "a directory")
@@ -74,31 +86,25 @@ def heads(config: HeadsConfig, *, progress: bool = True) -> dict[str, Any]:
     ids = _repeated(model, tokenizer, config.context_length)
     profiles = head_profile(model, ids, repeats=config.repeats)
     text, tokens = _on_text(model, tokenizer, config)
-    found = {
-        "model": config.model,
-        "tokens": tokens,
-        "repeated": {
-            part: {name: _plain(getattr(profile, part)) for name, profile in profiles.items()}
-            for part in ("raw", "z_initial", "z_shuffled")
-        },
-        "text": {name: _plain(scores) for name, scores in text.items()},
-        "linear": {
-            name: {
-                "decay": layer.decay.double().mean((0, 1)).tolist(),
-                "write": layer.write.double().mean((0, 1)).tolist(),
-                "look_back": layer.look_back.double().mean(0).tolist(),
-                "state_norm": layer.state_norm.double().mean(0).tolist(),
-            }
-            for name, layer in capture(model, ids).items()
-            if isinstance(layer, LinearAttention)
-        },
+    repeated = {
+        "": {layer: profile.raw for layer, profile in profiles.items()},
+        "_z_initial": {layer: profile.z_initial for layer, profile in profiles.items()},
+        "_z_shuffled": {layer: profile.z_shuffled for layer, profile in profiles.items()},
     }
+    key = {"model": model_name(config.model), "tokens": tokens}
+    rows = [
+        *_score_rows("repeated", repeated),
+        *_score_rows("text", {"": text}),
+        *_linear_rows(capture(model, ids)),
+    ]
+    table = Table(key | row for row in rows)
+    seconds = time.monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
-    files.atomic_write_json(out / "heads.json", found)
-    write_page(out / "heads.html", found)
+    table.write(out / "heads.jsonl", about(config, device=device, seconds=seconds))
+    files.atomic_write_text(out / "heads.html", heads_page(table))
     if progress:
         print(f"{len(text)} layers, {tokens} tokens: {out}/heads.html")
-    return found
+    return table
 
 
 def _repeated(model: Any, tokenizer: Any, context_length: int) -> Tensor:
@@ -134,9 +140,32 @@ def _on_text(model: Any, tokenizer: Any, config: HeadsConfig) -> tuple[dict[str,
     return {name: HeadScores(*(s / tokens for s in total)) for name, total in sums.items()}, tokens
 
 
-def _plain(scores: HeadScores) -> dict[str, list[float | None]]:
-    """Ready for JSON, which has no NaN."""
-    return {
-        name: [value if math.isfinite(value) else None for value in score.tolist()]
-        for name, score in scores._asdict().items()
-    }
+def _score_rows(part: str, found: Mapping[str, Mapping[str, HeadScores]]) -> Iterator[Row]:
+    """A row a head, from {suffix of the columns: {layer: scores}}.
+
+    What belongs to a kv group, or to the whole layer, stands in the row of each of its heads.
+    """
+    for layer, raw in found[""].items():
+        count, groups = len(raw.induction), len(raw.within)
+        for head in range(count):
+            row: Row = {"part": part, "layer": layer, "head": head}
+            row["kv_head"] = head * groups // count
+            for suffix, layers in found.items():
+                for name, values in layers[layer]._asdict().items():
+                    row[f"{name}{suffix}"] = values[head * len(values) // count].item()
+            yield row
+
+
+def _linear_rows(layers: Mapping[str, Any]) -> Iterator[Row]:
+    """A row a head of linear attention: means over tokens and rows of text."""
+    for name, layer in layers.items():
+        if isinstance(layer, LinearAttention):
+            means = {
+                "decay": layer.decay.double().mean((0, 1)).tolist(),
+                "write": layer.write.double().mean((0, 1)).tolist(),
+                "look_back": layer.look_back.double().mean(0).tolist(),
+                "state_norm": layer.state_norm.double().mean(0).tolist(),
+            }
+            for head in range(len(means["decay"])):
+                row: Row = {"part": "linear", "layer": name, "head": head}
+                yield row | {column: values[head] for column, values in means.items()}

@@ -1,111 +1,106 @@
-"""Layer × head maps of head scores, as one HTML file."""
+"""The page of a model's heads: layer × head maps of their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from html import escape
-from importlib.resources import files as resources
-from pathlib import Path
-from string import Template
+from collections.abc import Callable
 from typing import Any
 
-from trustbench import files
+from trustbench.report import Table
+from trustbench.report.page import Block, Facts, Heading, HeatTable, Panels, page
+from trustbench.report.table import Row
 
-# Score, heading.
+# Score, heading, the column that its map runs over.
 _MAPS = (
-    ("induction", "induction"),
-    ("previous", "previous token"),
-    ("duplicate", "duplicate token"),
-    ("sink", "first token (sink)"),
-    ("local", "last 8 positions"),
-    ("entropy", "normalised entropy"),
-    ("within", "divergence within a kv group"),
+    ("induction", "induction", "head"),
+    ("previous", "previous token", "head"),
+    ("duplicate", "duplicate token", "head"),
+    ("sink", "first token (sink)", "head"),
+    ("local", "last 8 positions", "head"),
+    ("entropy", "normalised entropy", "head"),
+    ("within", "divergence within a kv group", "kv_head"),
 )
-Scores = Mapping[str, Mapping[str, list[float | None]]]  # {layer: {score: a number a head}}
+_NULLS = (("z_initial", "random weights"), ("z_shuffled", "permuted keys"))
 
 
-def write_page(path: Path, profile: Mapping[str, Any]) -> None:
-    """Write the maps of what `heads` returns."""
-    template = Template((resources("trustbench.attention") / "heads.html").read_text("utf-8"))
-    repeated, text = profile["repeated"], profile["text"]
-    heads = {len(scores["induction"]) for scores in text.values()}
-    facts = {
-        "layers with a pattern": str(len(text)),
-        "linear-attention layers": str(len(profile["linear"])),
-        "query heads a layer": ", ".join(map(str, sorted(heads))) or "-",
-        "strongest induction head": _strongest(repeated["raw"]),
-    }
-    page = template.substitute(
-        style=(resources("trustbench.evals") / "page.css").read_text("utf-8"),
-        title=escape(f"Attention of {profile['model']}"),
-        facts="".join(
-            f'<div class="fact"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
-            for label, value in facts.items()
+def heads_page(table: Table) -> str:
+    """The HTML, from the table of `heads`."""
+    repeated, text, linear = (table.where(part=part) for part in ("repeated", "text", "linear"))
+    layers, name = text.unique("layer"), _names(table.unique("layer"))
+    heads = sorted({len(text.where(layer=layer)) for layer in layers})
+    blocks: list[Block] = [
+        Facts(
+            {
+                "layers with a pattern": str(len(layers)),
+                "linear-attention layers": str(len(linear.unique("layer"))),
+                "query heads a layer": ", ".join(map(str, heads)) or "-",
+                "strongest induction head": _strongest(repeated, name),
+            }
         ),
-        repeated=_maps(repeated["raw"], repeated),
-        tokens=f"{profile['tokens']:,}",
-        text=_maps(text, {}),
-        linear=_linear(profile["linear"]),
-    )
-    files.atomic_write_text(path, page)
-
-
-def _strongest(scores: Scores) -> str:
-    found = [
-        (value, f"layer {_short(layer)}, head {i}")
-        for layer, heads in scores.items()
-        for i, value in enumerate(heads["induction"])
-        if value is not None
+        Heading(
+            "On random tokens, said twice",
+            "Nothing but the repetition predicts the second half, so these scores owe nothing to"
+            " language. Induction: mass on what followed the same token before. Entropy: of"
+            " ln(visible keys). Divergence: Jensen-Shannon divergence among the heads of a kv group,"
+            " of the most that it can be.",
+        ),
+        _maps(repeated, name),
+        Heading("On the text", f"The same scores on {table[0]['tokens']:,} tokens of the data."),
+        _maps(text, name),
     ]
-    return "{1}: {0:.2f}".format(*max(found)) if found else "-"
-
-
-def _maps(scores: Scores, nulls: Mapping[str, Scores]) -> str:
-    return "".join(
-        f'<div class="panel"><h4>{escape(heading)}</h4>{_map(scores, name, nulls)}</div>'
-        for name, heading in _MAPS
-        # Where every head has keys of its own there is no group to differ within.
-        if any(value is not None for heads in scores.values() for value in heads[name])
+    if len(linear):
+        blocks += [
+            Heading(
+                "Linear-attention layers",
+                "These have no pattern over keys. Effective look-back of every head, in tokens:"
+                " 1 / (1 - mean decay).",
+            ),
+            HeatTable.of_map(
+                linear, "layer", "head", "look_back", form=".3g", name=name, shaded=False
+            ),
+        ]
+    note = (
+        "What every head of every layer looks at. Rows are layers, columns are query heads; heads"
+        " that share keys (a kv group) stand together. Shade and number: the score, from 0 to 1"
+        " whatever the architecture. Hover for its z-scores against the same architecture with random"
+        " weights, and against this model with permuted keys."
     )
+    return page(f"Attention of {table[0]['model']}", blocks, note)
 
 
-def _map(scores: Scores, name: str, nulls: Mapping[str, Scores]) -> str:
-    rows = []
-    for layer, heads in scores.items():
-        cells = []
-        for i, value in enumerate(heads[name]):
-            if value is None:
-                cells.append("<td>–</td>")
-                continue
-            hint = [f"{layer}, {i}: {value:.3f}"]
-            for null, words in (("z_initial", "random weights"), ("z_shuffled", "permuted keys")):
-                z = nulls[null][layer][name][i] if null in nulls else None
-                hint += [f"z against {words}: {z:.1f}"] if z is not None else []
-            cells.append(
-                f'<td style="--shade:{min(max(value, 0.0), 1.0):.2f}"'
-                f' title="{escape("; ".join(hint))}">{f"{value:.2f}".removeprefix("0")}</td>'
+def _maps(table: Table, name: Callable[[Any], str]) -> Panels:
+    """A map for each score that is defined somewhere (a group of one head has no divergence)."""
+    return Panels(
+        {
+            heading: HeatTable.of_map(
+                table, "layer", columns, score, name=name, hint=_hint(score, columns)
             )
-        rows.append(f"<tr><th>{escape(_short(layer))}</th>{''.join(cells)}</tr>")
-    return f'<table class="heat">{"".join(rows)}</table>'
-
-
-def _short(layer: str) -> str:
-    """The layer's number, as most paths have one."""
-    numbers = [part for part in layer.split(".") if part.isdigit()]
-    return numbers[0] if numbers else layer
-
-
-def _linear(layers: Mapping[str, Mapping[str, list[float]]]) -> str:
-    if not layers:
-        return ""
-    rows = "".join(
-        f"<tr><th>{escape(_short(layer))}</th>"
-        + "".join(f"<td>{value:.3g}</td>" for value in values["look_back"])
-        + "</tr>"
-        for layer, values in layers.items()
+            for score, heading, columns in _MAPS
+            if any(value is not None for value in table[score])
+        }
     )
-    return (
-        "<h2>Linear-attention layers</h2><p class='note'>These have no pattern over keys. Effective"
-        " look-back of every head, in tokens: 1 / (1 - mean decay).</p>"
-        f'<div class="panel"><table class="heat">{rows}</table></div>'
-    )
+
+
+def _hint(score: str, columns: str) -> Callable[[Row], str]:
+    def hint(row: Row) -> str:
+        parts = [f"{row['layer']}, {row[columns]}: {row[score]:.3f}"]
+        for null, words in _NULLS:
+            z = row.get(f"{score}_{null}")
+            parts += [f"z against {words}: {z:.1f}"] if z is not None else []
+        return "; ".join(parts)
+
+    return hint
+
+
+def _strongest(repeated: Table, name: Callable[[Any], str]) -> str:
+    found = [row for row in repeated if row["induction"] is not None]
+    if not found:
+        return "-"
+    best = max(found, key=lambda row: row["induction"])
+    return f"layer {name(best['layer'])}, head {best['head']}: {best['induction']:.2f}"
+
+
+def _names(layers: list[str]) -> Callable[[str], str]:
+    """What a layer is called: its number, where no two have the same; else its path."""
+    numbers = [next((part for part in path.split(".") if part.isdigit()), path) for path in layers]
+    short = len(set(numbers)) == len(layers)
+    return dict(zip(layers, numbers if short else layers, strict=True)).__getitem__

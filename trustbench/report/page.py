@@ -157,7 +157,9 @@ class HeatTable(NamedTuple):
                 row = found.get(place, {})
                 value = row.get(values)
                 shade = min(max(value, 0.0), 1.0) if shaded and value is not None else 0.0
-                cells.append(_number(value, form, shade, hint(row) if value is not None else ""))
+                cell = _number(value, form, shade, hint(row) if value is not None else "")
+                # Many columns are narrow: .53 for 0.53.
+                cells.append(cell._replace(text=re.sub(r"^(-?)0\.", r"\1.", cell.text)))
         return cls(lines, [str(place) for place in head])
 
     def html(self) -> str:
