@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -260,9 +261,12 @@ def results(folder: Path) -> dict[str, Figures]:
 
 
 def _evaluated(run: Path) -> Figures:
-    """eval.json, or eval.jsonl: {"hook point: figure": value}."""
+    """eval.jsonl, or eval.json: {"hook point: figure": value}."""
     if (run / "eval.jsonl").exists():
         layers = {line.pop("hook_point"): line for line in lines(run / "eval.jsonl")}
+        for line in layers.values():  # eval.json has these once
+            for name in ("tokens", "predicted_tokens", "density_edges"):
+                del line[name]
     else:
         layers = json.loads((run / "eval.json").read_text())["layers"]
     return {
@@ -271,13 +275,29 @@ def _evaluated(run: Path) -> Figures:
 
 
 def _heads(out: Path) -> Iterator[tuple[str, Any]]:
-    """heads.json: a (text or null, layer, score, head) and its value each."""
+    """heads.jsonl, or heads.json: a (text or null, layer, score, head) and its value each."""
+    if (out / "heads.jsonl").exists():
+        yield from _head_rows(lines(out / "heads.jsonl"))
+        return
     found = json.loads((out / "heads.json").read_text())
     for part, layers in {"text": found["text"], **found["repeated"]}.items():
         for layer, scores in layers.items():
             for score, values in scores.items():
                 for head, value in enumerate(values):
                     yield f"{part}, {layer}, head {head}: {score}", value
+
+
+def _head_rows(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The same of rows, which say a kv group's and a layer's value for each of their heads."""
+    keys = ("model", "tokens", "part", "layer", "head", "kv_head")
+    for row in rows:
+        for column, value in row.items():
+            if row["part"] == "linear" or column in keys:
+                continue
+            score, null = re.fullmatch(r"(\w+?)(?:_(z_\w+))?", column).groups()  # type: ignore[union-attr]
+            part = "text" if row["part"] == "text" else null or "raw"
+            head = {"within": row["kv_head"], "between": 0}.get(score, row["head"])
+            yield f"{part}, {row['layer']}, head {head}: {score}", value
 
 
 def triton(folder: Path) -> dict[str, Figures]:
