@@ -10,6 +10,7 @@ import torch
 from trustbench.data import Documents, TokenStream
 from trustbench.errors import CheckpointError, DataError, InputError
 from trustbench.evals import EvalConfig, evaluate, evaluate_saes
+from trustbench.evals import sae as evals_sae
 from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 from trustbench.report import Table
 from trustbench.sae import SAE, SAEConfig
@@ -106,7 +107,8 @@ def test_the_evaluation_is_a_table_of_a_row_a_layer(model, batches, tmp_path):
 
 
 def test_a_share_of_nothing_is_not_defined(model, batches, monkeypatch):
-    monkeypatch.setattr("trustbench.evals.sae._cross_entropy", lambda *_: 2.0)
+    measured = evals_sae._cross_entropy
+    monkeypatch.setattr(evals_sae, "_cross_entropy", lambda *of: 0 * measured(*of) + 2.0)
     sae = SAE(SAEConfig(d_in=16, d_sae=64, k=4))
     layer = row(evaluate_saes({NAME: sae}, model[0], batches))
     assert layer.loss_recovered is None and layer.ce_zero == 2.0

@@ -13,7 +13,7 @@ from trustbench.errors import InputError
 from trustbench.report import Table, style
 from trustbench.studies import STUDIES, draw, load, study
 
-TINY = {"demo": {"tokens": 10_000}}
+TINY = {"demo": {"tokens": 8192}}
 ROOT = Path(__file__).parents[2]
 
 

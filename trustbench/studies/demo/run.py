@@ -80,10 +80,17 @@ def run(config: DemoConfig, *, progress: bool = True) -> dict[str, Table]:
 
     if progress:
         print("evaluating on held-out text ...", flush=True)
-    evaluation = evaluate_saes(result.saes, model, text(assets.HELDOUT_TEXT), spliced_tokens=8192)
+    evaluation = evaluate_saes(
+        result.saes,
+        model,
+        text(assets.HELDOUT_TEXT),
+        tokens=config.tokens,
+        spliced_tokens=min(8192, config.tokens),
+    )
     if progress:
         print(f"{evaluation.text()}\ncollecting passages ...", flush=True)
-    sample = islice(text(assets.TRAIN_TEXT), _PASSAGE_BATCHES)
+    batches = min(_PASSAGE_BATCHES, -(-config.tokens // (16 * 256)))
+    sample = islice(text(assets.TRAIN_TEXT), batches)
     features = best_features(result.saes, model, tokenizer, sample)
     record = files.read_json(assets.TRAINING)
     kept = ("parameters", "heldout_perplexity", "heldout_bytes_per_token")
