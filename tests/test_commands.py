@@ -15,6 +15,7 @@ import trustbench as tb
 from trustbench.cli import main
 from trustbench.commands import COMMANDS, load
 from trustbench.fields import Config
+from trustbench.studies import STUDIES
 
 VERBS = pytest.mark.parametrize("verb", COMMANDS)
 
@@ -35,6 +36,11 @@ def test_a_function_takes_one_config(verb):
     options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert options <= {"progress"}
     given = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    if command.registry:
+        assert [p.name for p in given] == ["name", "config"]
+        configs = [command.config_of(name) for name in load(command.registry)]
+        assert configs and all(issubclass(config, Config) for config in configs)
+        return
     if command.config is None:
         assert not given
         return
@@ -90,6 +96,21 @@ def test_what_type_checkers_see_is_what_there_is():
             if line.module != "trustbench":
                 found = load(f"{line.module}:{alias.name}")
                 assert getattr(tb, alias.asname or alias.name) is found
+
+
+def test_a_verb_with_a_registry_takes_a_name_first(capsys):
+    for name in STUDIES:
+        with pytest.raises(SystemExit):
+            main(["study", name, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for field, words in explained(COMMANDS["study"].config_of(name)):
+            assert f"--{field} " in text and words.replace(" ", "") in text.replace(" ", "")
+    assert main(["study", "demo", "--tokens", "0"]) == 2
+    assert "study: tokens=0: expected an integer >= 1" in capsys.readouterr().err
+    assert main(["study"]) == 2
+    assert "study: study='': expected one of demo" in capsys.readouterr().err
+    assert main(["study", "dmeo"]) == 2
+    assert "; did you mean 'demo'?" in capsys.readouterr().err
 
 
 def test_flags_as_people_write_them(tmp_path, capsys):

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trustbench"
 # Each floor may import the floors named before it.
 FLOORS = [
-    {"waiting", "errors", "commands", "defaults", "__init__", "_C", "_cuda"},
-    {"files", "devices", "fields"},
+    {"waiting", "errors", "defaults", "__init__", "_C", "_cuda"},
+    {"files", "devices", "fields", "commands"},
     {"team"},
     {"kernels"},
     {"ops"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trustbench.evals import EvalConfig, evaluate
     from trustbench.installation import info
     from trustbench.sae import SAE, SAEConfig, loss
+    from trustbench.studies import study
     from trustbench.studies.demo import DemoConfig, demo
     from trustbench.training import TrainConfig, train
     from trustbench.training.tune import TuneConfig, tune
@@ -63,6 +64,7 @@ __all__ = [
     "loss",
     "models",
     "ops",
+    "study",
     "train",
     "tune",
 ]

@@ -25,15 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = given[0] if given else ""
     command = COMMANDS.get(verb)
-    config = load(command.config) if command and command.config else None
+    config = None
     try:
+        names = _names(command, given)
+        if command and (names or not command.registry):
+            config = command.config_of(*names or [""])
         chosen = _parser(verb, config).parse_args(_spelled(given, command, config))
+        assert command is not None  # or the parser had refused the verb
+        return _run(command, names, config, chosen[verb].as_dict())
     except ArgumentError as error:
         print(f"trustbench: {_explain(str(error), config)}", file=sys.stderr)
         return 2
-    assert command is not None  # or the parser had refused the verb
-    try:
-        return _run(command, config, chosen[verb].as_dict())
     except TrustbenchError as error:
         if os.environ.get("TRUSTBENCH_DEBUG") == "1":
             raise
@@ -44,12 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def _run(command: Command, config: type[Config] | None, options: dict[str, Any]) -> int:
+def _names(command: Command | None, given: list[str]) -> list[str]:
+    """Take the name of an entry of a verb's registry out of the arguments."""
+    if command and command.registry and given[1:] and not given[1].startswith("-"):
+        return [given.pop(1)]
+    return []
+
+
+def _run(
+    command: Command, names: list[str], config: type[Config] | None, options: dict[str, Any]
+) -> int:
     """Call a verb's function; a result with a status says how it ended."""
+    if command.registry and not names:
+        command.config_of("")  # says which there are
     options.pop("config", None)
     progress = {"progress": not options.pop("quiet")} if "quiet" in options else {}
-    given = [config.from_dict(options)] if config else []
-    result = load(command.call)(*given, **progress)
+    configs = [config.from_dict(options)] if config else []
+    result = load(command.call)(*names, *configs, **progress)
     return getattr(result, "status", 0)
 
 
@@ -69,6 +82,9 @@ def _parser(verb: str, config: type[Config] | None) -> ArgumentParser:
             continue
         function = load(command.call)
         one = ArgumentParser(exit_on_error=False, description=_description(function))
+        if command.registry:
+            one.usage = f"trustbench {name} NAME [options]"
+            one.epilog = f"NAME is one of: {', '.join(load(command.registry))}."
         if command.first:
             one.epilog = f"The word --{command.first} may be left out where its value comes first."
         if config is not None:

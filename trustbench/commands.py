@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from trustbench.errors import bad, nearest
+
 
 class Command(NamedTuple):
     """One main job, by dotted names: nothing is imported before it is used."""
@@ -13,11 +15,29 @@ class Command(NamedTuple):
     config: str | None  # "module:class", a trustbench.fields.Config
     help: str
     first: str = ""  # a field that may stand first, without its name
+    # "module:{name: "module:entry"}": a name comes first, of an entry that has a config; the function
+    # is called with both.
+    registry: str = ""
 
     @property
     def name(self) -> str:
         """The function's name, in its module and in trustbench."""
         return self.call.partition(":")[2]
+
+    def config_of(self, name: str) -> Any:
+        """The class of its config, or of the config of an entry of its registry; None without one.
+
+        Raises
+        ------
+        InputError
+            For a name that is not in the registry.
+        """
+        if not self.registry:
+            return load(self.config) if self.config else None
+        known = load(self.registry)
+        if name not in known:
+            raise bad(self.name, name, f"one of {', '.join(known)}{nearest(name, known)}")
+        return load(known[name]).config
 
 
 COMMANDS = {
@@ -46,6 +66,12 @@ COMMANDS = {
         "trustbench.studies.demo:demo",
         "trustbench.studies.demo:DemoConfig",
         "the whole main job on the built-in model and text",
+    ),
+    "study": Command(
+        "trustbench.studies:study",
+        None,
+        "run a study: its tables, figures and page",
+        registry="trustbench.studies:STUDIES",
     ),
     "tune": Command(
         "trustbench.training.tune:tune",
