@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from benchmarks.record import Record, by_case, ours
-from benchmarks.subjects import subjects
+from benchmarks.quality import best
+from benchmarks.record import Row, by_case, ours
 from benchmarks.tables import markdown
 from trustbench.errors import InputError
+from trustbench.report import Table
 
 TOLERANCE = 1.25
 
 
-def ratios(record: Record) -> dict[str, float]:
+def ratios(rows: Table) -> dict[str, float]:
     """{subject, case and contender: its seconds over trustbench's; of quality also its fvu}."""
     found = {}
-    for subject in subjects():
-        rows = [row for row in record.rows(subject.name) if "case" in row]
-        for case, group in by_case(rows).items():
-            for row in group:
-                matmul = row.get("matmul")
-                mine = ours(group, matmul=matmul)
-                if "absent" in row or row is mine or mine is None:
+    for subject in rows.unique("subject"):
+        cases = by_case(row for row in rows.where(subject=subject) if "case" in row)
+        for case, group in cases.items():
+            for row in best(group) if subject == "quality" else group:
+                mine = _ours(row, group)
+                if mine is row or mine is None or "seconds" not in row:
                     continue
-                name = ": ".join(filter(None, (subject.name, case, row["contender"], matmul)))
+                parts = (subject, case, row["contender"], row.get("matmul"))
+                name = ": ".join(filter(None, parts))
                 found[name] = row["seconds"] / mine["seconds"]
-                if "curve" in row:
-                    found[f"{name}: fvu"] = row["curve"][-1]["fvu"] / mine["curve"][-1]["fvu"]
+                if "fvu" in row:
+                    found[f"{name}: fvu"] = row["fvu"][-1] / mine["fvu"][-1]
     return found
 
 
-def table(before: Record, after: Record) -> tuple[str, list[str]]:
-    """Markdown, and the ratios that moved by more than a quarter.
+def _ours(row: Row, group: list[Row]) -> Row | None:
+    if "fvu" in row:
+        return ours(best(group))
+    return ours(group, matmul=row.get("matmul"))
+
+
+def table(before: Table, after: Table, commit: str) -> tuple[str, list[str]]:
+    """Markdown, and the ratios that moved by more than a quarter; commit: of the run before.
 
     Raises
     ------
@@ -40,8 +47,7 @@ def table(before: Record, after: Record) -> tuple[str, list[str]]:
     both = [name for name in new if name in old]
     if not both:
         raise InputError(
-            f"compare: no ratio in common, the other run was `{before.machine['scale']}` and this"
-            f" one is `{after.machine['scale']}`"
+            "compare: no ratio in common: are these runs of the same scale and subjects?"
         )
     change = {name: new[name] / old[name] for name in both}
     moved = [n for n, times in change.items() if max(times, 1 / times) > TOLERANCE]
@@ -50,7 +56,7 @@ def table(before: Record, after: Record) -> tuple[str, list[str]]:
         for name in both
         for mark in ["moved" if name in moved else ""]
     ]
-    head = ("ratio to trustbench", f"then, {before.machine['commit']}", "now", "change", "")
+    head = ("ratio to trustbench", f"then, {commit}", "now", "change", "")
     gone = sorted(set(old) - set(new))
     lines = [markdown(head, body), "", f"{len(moved)} of {len(both)} ratios moved by more than 25 %."]
     if gone:

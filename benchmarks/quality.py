@@ -1,69 +1,109 @@
-"""The report's section on quality: fvu and dead features against tokens and against seconds."""
+"""fvu and dead features at equal tokens and at equal time, on the demo model.
+
+Was speed bought with quality? Every contender trains on the same captured activations in the same
+order, with the same k and width and its own AuxK, at each learning rate of one small grid, and is
+tested on the same held-out activations along the way. Contenders take turns from one test to the
+next, so that the seconds of their curves are of one machine at one time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.charts import OURS, plain_numbers, save
-from benchmarks.record import Row, by_case
-from benchmarks.tables import absent, markdown, milliseconds
-from trustbench.studies.demo.charts import pyplot
+import torch
 
-_HEAD = ("", "version", "learning rate", "fvu", "never active", "ms a step", "seconds of training")
+from benchmarks.cases import Case
+from benchmarks.record import Row
+from benchmarks.workers import Worker, figures, start
+from trustbench.buffer import ActivationBuffer
+from trustbench.data import Documents, TokenStream
+from trustbench.models import ActivationCapture, load_model, resolve_hook_points
+from trustbench.sae.init import measure_input_scale
+from trustbench.studies.demo import assets
 
-
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: where each contender ends, at each rate; its best rate in bold."""
-    parts = []
-    for case, found in by_case(list(rows)).items():
-        body = []
-        for row in found:
-            if "absent" in row:
-                body.append(absent(row, len(_HEAD)))
-                continue
-            for rate, end in row["rates"].items():
-                best = float(rate) == row["rate"]
-                mark = "**" if best else ""
-                cells = [row["contender"], row["version"], rate, f"{mark}{end['fvu']:.4f}{mark}"]
-                cells += [f"{end['never_active']:.1%}", milliseconds(row) if best else ""]
-                body.append([*cells, f"{end['seconds']:.1f}"])
-        parts.append(f"{case}\n\n{markdown(_HEAD, body)}")
-    return "\n\n".join(parts)
+SLACK = 1.01  # how much worse than a peer's our fvu may be
 
 
-def figure(rows: Sequence[Row], path: Path) -> None:
-    """fvu above, dead features below; against tokens left, against seconds right; best rates."""
-    present = [row for row in rows if "absent" not in row]
-    with pyplot() as plt:
-        from matplotlib.ticker import PercentFormatter
+def activations(text: Path, layer: int, tokens: int, *, shuffled: bool) -> torch.Tensor:
+    """Activations [tokens, d] of one layer; training ones through the shuffling buffer."""
+    model, tokenizer = load_model(str(assets.MODEL))
+    points = resolve_hook_points(model, [layer])
+    run = ActivationCapture(model, points)
+    name, rows = points[0].name, []
+    for batch in TokenStream(Documents(str(text)), tokenizer, 256, 16, repeat=shuffled):
+        rows.append(run.run(batch.input_ids)[name][batch.mask])
+        if sum(map(len, rows)) >= tokens:
+            break
+    acts = torch.cat(rows)[:tokens]
+    if not shuffled:
+        return acts
+    buffer = ActivationBuffer({name: acts.shape[1]}, len(acts))
+    buffer.put({name: acts})
+    return torch.cat([part[name] for part in buffer.batches(8192)])
 
-        figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row", layout="constrained")
-        colours = plt.get_cmap("plasma")
-        for i, row in enumerate(present):
-            mine = row["contender"] == "trustbench"
-            style = {
-                "color": OURS if mine else colours(0.25 + 0.55 * i / len(present)),
-                "linewidth": 2.4 if mine else 1.3,
-                "marker": "o" if mine else "s",
-                "markersize": 4 if mine else 3,
-            }
-            for column, key in enumerate(("tokens", "seconds")):
-                at = [point[key] for point in row["curve"]]
-                name = f"{row['contender']} (lr {row['rate']:g})"
-                fvu, dead = ([p[y] for p in row["curve"]] for y in ("fvu", "never_active"))
-                axes[0][column].plot(at, fvu, label=name, **style)
-                axes[1][column].plot(at, dead, label=name, **style)
-        axes[0][0].set(title="fvu on held-out activations", yscale="log")
-        plain_numbers(axes[0][0].yaxis)
-        axes[1][0].set(title="features never active on them", xlabel="tokens")
-        axes[1][0].yaxis.set_major_formatter(PercentFormatter(1))
-        for axis in axes[:, 1]:
-            axis.set_xscale("log")
-            plain_numbers(axis.xaxis)
-        axes[1][1].set_xlabel("seconds of training")
-        figure.legend(
-            *axes[0][0].get_legend_handles_labels(),
-            loc="outside lower center", ncols=3, frameon=False,
-        )  # fmt: skip
-        save(plt, figure, path)
+
+def rows(case: Case, peers_python: str) -> Iterator[Row]:
+    """A row for every contender at every rate: its times, and its curve."""
+    o = case.options
+    train = activations(assets.TRAIN_TEXT, o["layer"], o["tokens"], shuffled=True)
+    test = activations(assets.HELDOUT_TEXT, o["layer"], o["test_tokens"], shuffled=False)
+    scale = measure_input_scale(train)  # the same for all: the grid of rates then fits all
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"train": f"{folder}/train.pt", "test": f"{folder}/test.pt"}
+        torch.save(train * scale, files["train"])
+        torch.save(test * scale, files["test"])
+        options: dict[str, Any] = {
+            "N": o["batch"], "d": train.shape[1], "F": o["d_sae"], "k": o["k"], "bf16": False,
+            "steps": o["tokens"] // o["batch"], "dead_after": o["dead_after"], "lr": o["rates"][0],
+        }  # fmt: skip
+        workers = start("steps", case.contenders, options, peers_python)
+        try:
+            for rate in o["rates"]:
+                for worker in workers.values():
+                    worker.build(options | {"lr": rate})
+                yield from _at_rate(case, rate, workers, files)
+        finally:
+            for worker in workers.values():
+                worker.close()
+
+
+def _at_rate(
+    case: Case, rate: float, workers: dict[str, Worker], files: dict[str, str]
+) -> Iterator[Row]:
+    o = case.options
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    curves: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+    steps = o["tokens"] // o["batch"]
+    stops = [steps * (i + 1) // o["points"] * o["batch"] for i in range(o["points"])]
+    for begin, end in zip([0, *stops], stops, strict=False):
+        for name, worker in workers.items():
+            seconds[name] += worker.call("train", file=files["train"], start=begin, stop=end) or []
+            if (point := worker.call("test", file=files["test"])) is not None:
+                curves[name].append({"tokens": end, "trained": sum(seconds[name])} | point)
+    for name, worker in workers.items():
+        curve = {key: [point[key] for point in curves[name]] for key in (curves[name] or [{}])[0]}
+        found = figures(seconds[name], worker.version, worker.absent)
+        yield {"contender": name, "rate": rate} | found | curve
+
+
+def best(rows: Sequence[Row]) -> list[Row]:
+    """Of every contender the row at its best rate."""
+    ends: dict[str, Row] = {}
+    for row in rows:
+        old = ends.get(row["contender"])
+        if old is None or "absent" in old or row.get("fvu", [9.9])[-1] < old["fvu"][-1]:
+            ends[row["contender"]] = row
+    return list(ends.values())
+
+
+def bought(rows: Sequence[Row]) -> str | None:
+    """Whose best fvu ours is worse than by more than 1 %, in a sentence; None: nobody's."""
+    ends = {r["contender"]: r["fvu"][-1] for r in best(rows) if "absent" not in r}
+    mine = ends.get("trustbench", float("inf"))
+    better = {name: fvu for name, fvu in ends.items() if mine > SLACK * fvu}
+    if not better:
+        return None
+    return f"trustbench's best fvu is {mine:.4f}, more than 1 % worse than {better}"

@@ -1,4 +1,4 @@
-"""The README's figures, from the recorded run.
+"""The README's figures, and all tables, from the recorded run.
 
     python -m benchmarks.readme
 
@@ -9,48 +9,55 @@ They stand between two markers, and a test holds that they are what the record g
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from typing import Any
 
-from benchmarks.buffer import of_memcpy
-from benchmarks.machine import HERE, RESULTS
-from benchmarks.record import Record, Row, by_case, ours
-from benchmarks.tables import markdown
+from benchmarks import report
+from benchmarks.cases import PEERS
+from benchmarks.quality import best
+from benchmarks.record import RESULTS, Row, by_case, ours, read
+from benchmarks.tables import markdown, of_memcpy
 from trustbench import files
+from trustbench.report import Table
 
-README = HERE.parent / "README.md"
-RECORD = RESULTS / "cpu.json"
-BEGIN = "<!-- figures: `python -m benchmarks.readme` writes them from benchmarks/results/cpu.json -->"
-PEERS = ("sparsify", "SAELens", "dictionary_learning", "overcomplete")
+README = RESULTS.parents[1] / "README.md"
+RECORD = RESULTS / "cpu.jsonl"
+BEGIN = (
+    "<!-- figures: `python -m benchmarks.readme` writes them from benchmarks/results/cpu.jsonl -->"
+)
 _ROWS = {"matmul only": "the encoder's matmul alone, by torch"}
 END = "<!-- end of the figures -->"
 
 
-def figures(record: Record) -> str:
+def figures(rows: Table, about: Mapping[str, Any]) -> str:
     """What stands between the markers."""
-    parts = [_step(record), _quality(record), _buffer(record), _attention(record)]
+    parts = [_step(rows, about), _quality(rows), _buffer(rows), _attention(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
-def replaced(text: str, record: Record) -> str:
+def replaced(text: str, rows: Table, about: Mapping[str, Any]) -> str:
     """The README with the figures of a record."""
     head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{figures(record)}\n\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n\n{figures(rows, about)}\n\n{END}{rest.split(END)[1]}"
 
 
 def write() -> None:
-    """Rewrite the README from the record."""
-    files.atomic_write_text(README, replaced(README.read_text(), Record.load(RECORD)))
+    """Rewrite the README and the tables beside the record from the record."""
+    record = read(RECORD)
+    files.atomic_write_text(README, replaced(README.read_text(), *record))
+    files.atomic_write_text(RECORD.with_suffix(".md"), report.text(*record))
 
 
-def _first(record: Record, subject: str) -> list[Row]:
+def _first(rows: Table, subject: str) -> list[Row]:
     """The rows of a subject's first shape: the one the README speaks of."""
-    return next(iter(by_case(record.rows(subject)).values()), [])
+    return next(iter(by_case(rows.where(subject=subject)).values()), [])
 
 
-def _step(record: Record) -> str:
-    rows = _first(record, "step")
+def _step(table: Table, about: Mapping[str, Any]) -> str:
+    rows = _first(table, "step")
     if not rows:
         return ""
-    m = record.machine
+    torch = about["versions"]["torch"]
     of = {kind: {r["contender"]: r for r in rows if r["matmul"] == kind} for kind in ("fp32", "bf16")}
     body = []
     for name, fp32 in of["fp32"].items():
@@ -58,7 +65,7 @@ def _step(record: Record) -> str:
         if any("absent" in row for row in pair):
             body.append([name, "absent", "", ""])
             continue
-        plain = fp32["version"] == m["torch"]  # torch's own functions
+        plain = fp32["version"] == torch  # torch's own functions
         cells = [_ROWS.get(name, name) if plain else f"{name} {fp32['version']}"]
         cells += [f"{1e3 * row['seconds']:,.0f}" for row in pair]
         cells.append(" / ".join(f"{row['peak_mb']:,.0f}" for row in pair))
@@ -74,10 +81,9 @@ def _step(record: Record) -> str:
         f"One full Adam training step with unit-norm decoder, {rows[0]['case']}; medians of"
         f" {rows[0]['rounds']} interleaved rounds, every process keeping the memory that it frees"
         " (as they come, peers take up to twice as long: `benchmarks/README.md`), on"
-        f" {m['threads']} threads of an {m['cpu']}"
-        f" ({m['isa']}), torch {m['torch']}, {m['date']}, commit {m['commit']}"
-        " (`benchmarks/results/cpu.md` has all figures; made by"
-        f" `trustbench bench --{m['scale']}`):"
+        f" {about['threads']} threads of an {about['device']} ({about['isa']}), torch {torch},"
+        f" {about['date']}, commit {about['commit']} (`benchmarks/results/cpu.md` has all figures;"
+        f" made by `trustbench bench --{about['config']['scale']}`):"
     )
     after = (
         f"With bf16 matmuls that is {against('fp32', 'bf16')} as they run by default (fp32), and"
@@ -87,53 +93,53 @@ def _step(record: Record) -> str:
     return f"{_prose(before)}\n\n{markdown(head, body)}\n\n{_prose(after)}"
 
 
-def _quality(record: Record) -> str:
-    rows = _first(record, "quality")
+def _quality(table: Table) -> str:
+    rows = _first(table, "quality")
     mine = ours(rows)
     if mine is None:
         return ""
     body = []
-    for row in rows:
+    for row in best(rows):
         if "absent" in row:
             body.append([row["contender"], "absent", "", "", ""])
             continue
-        end = row["curve"][-1]
-        cells = [row["contender"], f"{end['fvu']:.4f}", f"{end['never_active']:.1%}"]
-        body.append([*cells, f"{row['rate']:g}", f"{end['seconds']:.1f}"])
-    tokens = mine["curve"][-1]["tokens"]
+        cells = [row["contender"], f"{row['fvu'][-1]:.4f}", f"{row['never_active'][-1]:.1%}"]
+        body.append([*cells, f"{row['rate']:g}", f"{row['trained'][-1]:.1f}"])
+    rates = {row["rate"] for row in rows}
     text = (
-        f"Speed is not bought with quality: one layer of the demo model, {tokens:,} tokens, the same"
-        f" k, each trainer's own AuxK and the best of {len(mine['rates'])} learning rates; fvu and"
-        " features never active on held-out text (the suite fails where ours is worse by 1 %):"
+        f"Speed is not bought with quality: one layer of the demo model, {mine['tokens'][-1]:,}"
+        f" tokens, the same k, each trainer's own AuxK and the best of {len(rates)} learning rates;"
+        " fvu and features never active on held-out text (the suite fails where ours is worse by"
+        " 1 %):"
     )
     head = ("", "fvu", "never active", "learning rate", "seconds of training")
     return f"{_prose(text)}\n\n{markdown(head, body)}"
 
 
-def _buffer(record: Record) -> str:
-    rows = _first(record, "buffer")
+def _buffer(table: Table) -> str:
+    rows = _first(table, "buffer")
     mine = ours(rows)
     if mine is None:
         return ""
     present = [row for row in rows if "absent" not in row]
     peers = [r for r in present if r["contender"] in ("SAELens", "dictionary_learning")]
     faster = _listed([f"{r['seconds'] / mine['seconds']:.0f} × {r['contender']}'s" for r in peers])
-    pairs = _listed([f"{r['mixing']['same_document']:.1%} in {r['contender']}'s" for r in peers])
+    pairs = _listed([f"{r['same_document']:.1%} in {r['contender']}'s" for r in peers])
     text = (
-        f"The shuffling buffer moves activations at {of_memcpy(mine, present):.0%} of memcpy's rate"
+        f"The shuffling buffer moves activations at {of_memcpy(mine, present)} of memcpy's rate"
         f" ({mine['case']}; bf16, put and take together)"
     )
     if peers:
         text += (
-            f", {faster}. Of the pairs in a batch {mine['mixing']['same_document']:.1%} are of one"
+            f", {faster}. Of the pairs in a batch {mine['same_document']:.1%} are of one"
             f" document, {pairs}, with pools of the same size"
         )
     return _prose(f"{text}.")
 
 
-def _attention(record: Record) -> str:
+def _attention(table: Table) -> str:
     parts = []
-    for case, rows in by_case(record.rows("attention")).items():
+    for case, rows in by_case(table.where(subject="attention")).items():
         of = {row["contender"]: row for row in rows if "absent" not in row}
         mine = of.get("trustbench")
         others = [
@@ -149,7 +155,7 @@ def _attention(record: Record) -> str:
     if not parts:
         return ""
     text = f"The time of attention with its statistics is {'; '.join(parts)}."
-    rows = _first(record, "capture")
+    rows = _first(table, "capture")
     mine = ours(rows)
     present = [r for r in rows if "absent" not in r and r["contender"] != "trustbench"]
     if mine and present:

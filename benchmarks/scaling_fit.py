@@ -1,7 +1,7 @@
 """What a training step costs and holds, as formulas in its sizes.
 
 Time is fitted to what was measured. Memory is counted from the shapes of csrc/ and
-trustbench/train/step.py: the state exactly, the working memory of a TopK step at its fullest moment.
+trustbench/steps/fused.py: the state exactly, the working memory of a TopK step at its fullest moment.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.peers import heap
+from benchmarks.tables import Block
+from benchmarks.workers import ROOT
 from trustbench.studies.demo import assets
 
-ROOT = Path(__file__).parents[1]
 LAYERS = 6  # of the demo's model: what layers over ranks can be divided among
 _MOST_ON_CPU = 8
 _LOG_EVERY = 4
@@ -143,19 +144,20 @@ def compare(way: str, speeds: Mapping[Run, float]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown."""
+def blocks(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """What the rows are of, and their table."""
     where = "one card a process, NCCL" if rows[0]["cards"] else "one thread a process, gloo"
-    lines = [
+    head = ["scaling", "processes", "layers", "batch", "tokens/s", "speed-up", "efficiency"]
+    body = [
+        [
+            row["sweep"], f"{row['processes']}", f"{row['layers']}", f"{row['batch']:,}",
+            f"{row['tokens_per_second']:,.0f}", f"{row['speed_up']:.2f} ×",
+            f"{row['efficiency']:.0%}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [
         f"Training on cached activations of the demo's model, {where}. Speed-up is in layers times"
         " tokens a second, against one process.",
-        "",
-        "| scaling | processes | layers | batch | tokens/s | speed-up | efficiency |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        (head, body),
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['sweep']} | {row['processes']} | {row['layers']} | {row['batch']:,} |"
-            f" {row['tokens_per_second']:,.0f} | {row['speed_up']:.2f} × | {row['efficiency']:.0%} |"
-        )
-    return "\n".join(lines)

@@ -1,120 +1,128 @@
-"""What every measurement goes through: measured together, handed to pytest-benchmark, written down.
-
-pytest-benchmark times one case after the other, minutes apart, and a shared machine's speed drifts
-in minutes. So all contenders of a case are measured first, round by round (A B C ... A B C ...), and
-each test then plays its contender's times back to pytest-benchmark by a clock that moves only when
-told. Its statistics, its JSON and its comparisons are of times that were really taken; only the order
-in which they were taken is ours. `MEASURED` puts that clock in place.
-"""
+"""One run: every subject's cases through the measuring core, a row for each contender."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
-import pytest
 import torch
 
-from benchmarks.roofline import Ceilings, Floor, measure_ceilings
-from benchmarks.shapes import Scale
-from benchmarks.workers import Measured
+from benchmarks import quality, scaling
+from benchmarks.cases import ROUNDS, Case, cases
+from benchmarks.clocks import clock_of, interleaved, seconds
+from benchmarks.floors import measure_ceilings
+from benchmarks.record import Row, about
+from benchmarks.workers import figures, measure
+from trustbench import __version__
+from trustbench.report import Table
 
-Name = TypeVar("Name")
-_ROUND, _MOST_CALLS = 0.02, 32  # seconds of one contender in a round, and calls in them
-_now = 0.0
-
-
-def replayed() -> float:
-    """The clock."""
-    return _now
-
-
-MEASURED = pytest.mark.benchmark(timer=replayed)
+SUBJECTS = ("step", "quality", "ops", "buffer", "attention", "capture", "scaling")
+JOBS = {"step": "steps", "buffer": "buffers"}  # modules of peers/; others are named alike
 
 
-def give(benchmark: Any, seconds: list[float]) -> None:
-    """Play times back to pytest-benchmark."""
-    left = iter(seconds)
+def run(
+    scale: str, only: Iterable[str], peers_python: str
+) -> tuple[Table, dict[str, Any], list[str]]:
+    """Measure this machine's CPU: rows, what they were measured on, and what failed.
 
-    def pass_time() -> None:
-        global _now
-        _now += next(left)
-
-    benchmark.pedantic(pass_time, rounds=len(seconds))
-
-
-def interleaved(
-    calls: Mapping[Name, Callable[[], Any]],
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[Name, list[float]]:
-    """Seconds of every call in this process, round by round, after one to warm up.
-
-    A short call is made several times in each round: of single ones not even the median repeats.
+    Raises nothing for a peer that cannot be measured: it is a row that says why.
     """
-    seconds: dict[Name, list[float]] = {name: [] for name in calls}
-    for round_ in range(1 + rounds):
-        for name, call in calls.items():
-            spent = 0.0
-            for _ in range(_MOST_CALLS):
-                start = clock()
-                call()
-                took = clock() - start
-                spent += took
-                if round_:
-                    seconds[name].append(took)
-                if spent > _ROUND:
-                    break
-    return seconds
+    device = torch.device("cpu")
+    ceilings = measure_ceilings(
+        device, partial(seconds, clock=clock_of(device)), small=scale == "toy"
+    )
+    said = about(scale, ceilings, device)
+    rows = Table()
+    for subject in only or SUBJECTS:
+        for row in _MEASURE.get(subject, _timed)(subject, scale, peers_python, ceilings):
+            rows.append({"subject": subject} | row)
+    return rows, said, failures(rows)
 
 
-class Suite:
-    """One run: its scale, the ceilings of the machine, and what is already measured.
+def failures(rows: Iterable[Row]) -> list[str]:
+    """What makes a run fail: one of ours absent, or speed bought with quality."""
+    rows = list(rows)
+    found = [
+        f"{row['subject']}, {row['case']}: {row['contender']} is absent: {row['absent']}"
+        for row in rows
+        if "absent" in row and row["contender"].startswith("trustbench")
+    ]
+    worse = quality.bought([row for row in rows if row["subject"] == "quality"])
+    return found + ([worse] if worse else [])
 
-    Parameters
-    ----------
-    scale : Scale
-    peers_python : str
-        The python of the peers' environment.
-    small : bool
-        Toy ceilings, for the tests.
+
+def rows_of(
+    case: Case, found: Mapping[str, Mapping[str, Any]], ceilings: Mapping[str, float]
+) -> Iterator[Row]:
+    """A case's figures {contender: figures} as rows."""
+    floor = {"floor": case.floor.seconds(ceilings)} if case.floor else {}
+    for name, of in found.items():
+        yield {"case": case.label, "contender": name, **case.keys, **of, **floor}
+
+
+def ops_rows(
+    table: list[Case], rounds: int, device: torch.device, ceilings: Mapping[str, float]
+) -> Iterator[Row]:
+    """The ops of every shape, in this process.
+
+    Ops are quick, and a machine can be slow for half a minute: each round goes through all of them,
+    so that the rounds of one op lie as far apart as there is time.
     """
+    from benchmarks.peers.ops import CONTENDERS, Inputs
 
-    def __init__(self, scale: Scale, peers_python: str, *, small: bool = False) -> None:
-        self.scale, self.peers_python = scale, peers_python
-        self.ceilings: Ceilings = measure_ceilings(torch.device("cpu"), small=small)
-        self.absent: list[dict[str, Any]] = []  # rows of those that could not be measured
-        self._measured: dict[Any, Any] = {}
+    for shape in dict.fromkeys(case.options["shape"] for case in table):
+        mine = [case for case in table if case.options["shape"] == shape]
+        kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+        inputs = Inputs(shape, device.type, kind)
+        calls = {
+            (case.label, who): partial(call, inputs)
+            for case in mine
+            for who, call in CONTENDERS[case.options["op"]].items()
+        }
+        taken = interleaved(calls, rounds, clock_of(device))
+        for case in mine:
+            found = {who: _times(who, taken[case.label, who]) for who in case.contenders}
+            yield from rows_of(case, found, ceilings)
 
-    def once(self, key: Any, measure: Callable[[], Any]) -> Any:
-        """What `measure` returned the first time it was asked for this key."""
-        if key not in self._measured:
-            self._measured[key] = measure()
-        return self._measured[key]
 
-    def report(
-        self,
-        benchmark: Any,
-        subject: str,
-        row: Mapping[str, Any],
-        measured: Measured,
-        floor: Floor | None = None,
-    ) -> None:
-        """One contender's figures into its case: times, floor, and a row for the report.
+def _times(who: str, taken: list[float] | str) -> dict[str, Any]:
+    version = __version__ if who == "trustbench" else torch.__version__
+    if isinstance(taken, str):
+        return figures([], version, taken)
+    return figures(taken, version, None)
 
-        A peer that could not be measured is written down as absent and its test skipped, saying why.
-        Were it one of ours, the test fails.
-        """
-        row = dict(row) | {"version": measured.version} | measured.answers
-        if floor is not None:
-            row["floor"] = floor.seconds(self.ceilings)
-        if measured.absent:
-            self.absent.append({"subject": subject, **row, "absent": measured.absent})
-            reason = f"{row['contender']} is absent: {measured.absent}"
-            if row["contender"].startswith("trustbench"):
-                pytest.fail(reason)
-            pytest.skip(reason)
-        benchmark.group = f"{subject}: {row['case']}"
-        benchmark.extra_info[subject] = row
-        give(benchmark, measured.seconds)
+
+def _timed(
+    subject: str, scale: str, peers_python: str, ceilings: Mapping[str, float]
+) -> Iterator[Row]:
+    """Contenders in a process each."""
+    for case in cases(subject, scale):
+        print(f"{subject}: {case.label} ...", flush=True)
+        job = JOBS.get(subject, subject)
+        # Each round of a buffer is eight batches of every contender.
+        rounds = min(5, ROUNDS[scale]) if subject == "buffer" else ROUNDS[scale]
+        found = measure(job, case.contenders, case.options, rounds, peers_python)
+        yield from rows_of(case, found, ceilings)
+
+
+def _ops(subject: str, scale: str, _: str, ceilings: Mapping[str, float]) -> Iterator[Row]:
+    print("ops ...", flush=True)
+    yield from ops_rows(cases(subject, scale), ROUNDS[scale], torch.device("cpu"), ceilings)
+
+
+def _quality(subject: str, scale: str, peers_python: str, _: object) -> Iterator[Row]:
+    for case in cases(subject, scale):
+        print(f"quality: {case.label} ...", flush=True)
+        for row in quality.rows(case, peers_python):
+            yield {"case": case.label} | row
+
+
+def _scaling(_: str, scale: str, *__: object) -> Iterator[Row]:
+    print("scaling ...", flush=True)
+    yield from scaling.rows("full" if scale == "full" else "quick")
+
+
+_MEASURE: dict[str, Callable[..., Iterator[Row]]] = {
+    "ops": _ops, "quality": _quality, "scaling": _scaling
+}  # fmt: skip

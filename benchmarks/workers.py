@@ -1,22 +1,26 @@
-"""Contenders in processes of their own, and all of a case measured together, round by round."""
+"""Contenders of a job measured together: on a CPU in a process each, on a GPU in this one."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
+from typing import Any
 
 import torch
 
+from benchmarks.clocks import clock_of, failure, host_waits
 from benchmarks.peers import heap
 
-_WORKER = Path(__file__).parent / "peers" / "worker.py"
-# Whoever is not named here runs in this environment.
+ROOT = Path(__file__).parents[1]
+# Those that are not named here run in this environment.
 PEERS = {
     "sparsify", "SAELens", "dictionary_learning", "overcomplete", "TransformerLens", "nnsight",
 }  # fmt: skip
@@ -36,7 +40,8 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
         try:
             self.process = subprocess.Popen(
-                [python, str(_WORKER)],
+                [python, "-m", "benchmarks.peers.worker"],
+                cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
@@ -90,50 +95,51 @@ class Worker:
         self.errors.close()
 
 
-class Measured(NamedTuple):
-    """What one contender did in one case."""
-
-    seconds: list[float]
-    version: str | None
-    absent: str | None
-    answers: dict[str, Any]  # memory, and whatever else it was asked
-
-
 def start(
-    job: str, contenders: Mapping[str, tuple[str, Mapping[str, Any]]], peers_python: str
+    job: str, contenders: Sequence[str], options: Mapping[str, Any], peers_python: str
 ) -> dict[str, Worker]:
     """A worker each, two starting at a time: importing a peer takes seconds."""
     with ThreadPoolExecutor(2) as pool:
-        made = pool.map(
-            lambda wanted: Worker(job, wanted[0], peers_python, wanted[1]), contenders.values()
-        )
+        made = pool.map(lambda name: Worker(job, name, peers_python, options), contenders)
         return dict(zip(contenders, made, strict=True))
+
+
+def figures(seconds: list[float], version: str | None, absent: str | None) -> dict[str, Any]:
+    """What a row says of a contender: its times, or why there are none."""
+    found: dict[str, Any] = {"version": version}
+    if absent or not seconds:
+        return found | {"absent": absent or "nothing was measured"}
+    return found | {
+        "seconds": median(seconds), "least": min(seconds), "largest": max(seconds),
+        "rounds": len(seconds),
+    }  # fmt: skip
 
 
 def measure(
     job: str,
-    contenders: Mapping[str, tuple[str, Mapping[str, Any]]],
-    *,
-    peers_python: str,
+    contenders: Sequence[str],
+    options: Mapping[str, Any],
     rounds: int,
-    memory: bool = False,
-    calls: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
-) -> dict[str, Measured]:
+    peers_python: str = sys.executable,
+) -> dict[str, dict[str, Any]]:
     """Time contenders A B C ... A B C ...: a machine whose speed drifts is fair to all.
 
     Parameters
     ----------
     job : str
         A module of benchmarks/peers.
-    contenders : {label: (contender, its options)}
+    contenders : sequence of str
+        Names of its CONTENDERS.
+    options : mapping
+        What each is made with.
     rounds : int
         After a third as many to warm up, and two at least: so long heaps grow (peers/heap.py).
-    memory : bool
-        Ask for the peak memory of one more run.
-    calls : {label: (method, its arguments)} or None
-        What to ask some of them at the end; the answer stands under the method's name.
+
+    Returns
+    -------
+    {contender: its times, its peak memory in one more run, and what else it has to say}
     """
-    workers = start(job, contenders, peers_python)
+    workers = start(job, contenders, options, peers_python)
     try:
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         warm = max(2, rounds // 3)
@@ -142,17 +148,50 @@ def measure(
                 answer = worker.ask(do="round")
                 if answer and round_ >= warm:
                     seconds[name].append(answer["seconds"])
-        answers: dict[str, dict[str, Any]] = {name: {} for name in workers}
+        found = {}
         for name, worker in workers.items():
-            if memory and (found := worker.ask(do="memory")):
-                answers[name] = {f"{k}_mb": max(0, v) / 2**20 for k, v in found.items()}
-            if calls and name in calls:
-                method, arguments = calls[name]
-                answers[name][method] = worker.call(method, **arguments)
-        return {
-            name: Measured(seconds[name], worker.version, worker.absent, answers[name])
-            for name, worker in workers.items()
-        }
+            more = {f"{k}_mb": max(0, v) / 2**20 for k, v in worker.ask(do="memory").items()}
+            more |= worker.call("more") or {}
+            found[name] = figures(seconds[name], worker.version, worker.absent) | more
+        return found
     finally:
         for worker in workers.values():
             worker.close()
+
+
+def measure_here(
+    job: str, contenders: Sequence[str], options: Mapping[str, Any], rounds: int, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """The same in this process, for a GPU, whose memory holds one contender after the other."""
+    kinds = importlib.import_module(f"benchmarks.peers.{job}").CONTENDERS
+    options = {**options, "device": device.type}
+    return {name: _alone(kinds[name], options, rounds, device) for name in contenders}
+
+
+def _alone(
+    kind: Any, options: Mapping[str, Any], rounds: int, device: torch.device
+) -> dict[str, Any]:
+    clock, on_gpu = clock_of(device), device.type == "cuda"
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    bare = torch.cuda.memory_allocated(device) if on_gpu else 0
+    try:
+        made = kind(**options)
+        given = made.prepare()
+
+        def run() -> None:
+            for _ in range(made.repeats):
+                made.run(given)
+
+        for _ in range(3 if on_gpu else 0):
+            run()
+        times = [clock(run) / made.repeats for _ in range(rounds if on_gpu else 1)]
+        found = figures(times, made.version, None)
+        if on_gpu:
+            peak = torch.cuda.max_memory_allocated(device) - bare
+            found |= {"peak_mb": peak / 2**20, "host_waits": host_waits(run)}
+        return found
+    except Exception as error:  # a peer that is missing or fails costs its own figures alone
+        return figures([], None, failure(error))

@@ -1,12 +1,13 @@
-"""`trustbench bench` before it measures: what it needs, and what does not go together."""
+"""`trustbench bench` before it measures: what it runs, and what does not go together."""
 
 from __future__ import annotations
 
-import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.__main__ import main as measure
 from trustbench import benchmarking
 from trustbench.cli import main
 
@@ -19,15 +20,7 @@ def test_outside_a_checkout_it_says_how_to_get_the_benchmarks(tmp_path, monkeypa
     assert "clone it, run pip install -e '.[bench]' there" in error and "\n" not in error
 
 
-def test_without_pytest_benchmark_it_names_the_extra(monkeypatch, capsys):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else find(name)
-    )
-    assert main(["bench"]) == 2
-    assert "pip install -e '.[bench]'" in capsys.readouterr().err
-
-
+@pytest.mark.parametrize("run", [measure, lambda flags: main(["bench", *flags])])
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -35,17 +28,36 @@ def test_without_pytest_benchmark_it_names_the_extra(monkeypatch, capsys):
         (["--gpu", "--only", "step"], "no --full, --only, --compare or --readme with it"),
         (["--readme"], "--full and no --only with it"),
         (["--full", "--readme", "--only", "step"], "--full and no --only with it"),
-        (["--only", "stpe"], "only='stpe': expected subjects out of: step"),
-        (["--compare", "nothing.json"], "nothing.json: not a record of trustbench bench"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(flags, message, capsys):
-    assert main(["bench", *flags]) == 2
+def test_what_does_not_go_together_is_one_line(run, flags, message, capsys):
+    assert run(flags) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
 
 
-def test_the_gpu_run_is_the_gpu_script(monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only", "ops,stpe"], "only='ops,stpe': expected subjects out of: step"),
+        (["--compare", "nothing.jsonl"], "nothing.jsonl: not a record of trustbench bench"),
+    ],
+)
+def test_what_is_not_there_is_told_before_anything_is_measured(flags, message, capsys):
+    assert measure(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--gpu"], ["--gpu", "--only="]),
+        (["--full", "--only", "ops"], ["--full", "--only=ops"]),
+        (["--compare", "a"], ["--only=", f"--compare={Path('a').absolute()}"]),
+    ],
+)
+def test_it_runs_the_suite_in_the_checkout(flags, words, monkeypatch):
     ran = []
 
     def call(command, cwd):
@@ -53,5 +65,8 @@ def test_the_gpu_run_is_the_gpu_script(monkeypatch):
         return SimpleNamespace(returncode=1)
 
     monkeypatch.setattr(benchmarking.subprocess, "run", call)
-    assert main(["bench", "--gpu"]) == 1
-    assert ran == [(["-m", "benchmarks.gpu"], benchmarking.checkout())]
+    assert main(["bench", *flags]) == 1
+    ((command, cwd),) = ran
+    out = f"--out={Path('bench-run').absolute()}"
+    assert command[:2] == ["-m", "benchmarks"] and set(command[2:]) == {*words, out}
+    assert cwd == benchmarking.checkout()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ def checkout() -> Path:
         For an installation that is not one, saying how to get the benchmarks.
     """
     root = Path(trustbench.__file__).parents[1]
-    if not (root / "benchmarks" / "conftest.py").is_file():
+    if not (root / "benchmarks" / "__main__.py").is_file():
         raise InputError(
             "the benchmarks stand in the repository, not in the installed package: clone it,"
             " run pip install -e '.[bench]' there, then trustbench bench again"
@@ -43,15 +41,15 @@ class BenchConfig(Config):
     full
         17 minutes: the README's shapes.
     gpu
-        Every kernel and the run, on a GPU.
+        Ops, steps and whole runs, on a GPU.
     only
         Subjects, by commas: step,quality,ops,...
     out
-        Directory of bench.json, bench.md and bench.html.
+        Directory of bench.jsonl, bench.about.json, bench.md and bench.html.
     peers_python
         The python of the peers' environment; empty: where `python -m benchmarks.peers` puts it.
     compare
-        An earlier bench.json: status 1 when a ratio to a peer moved by over 25 %.
+        An earlier bench.jsonl: status 1 when a ratio to a peer moved by over 25 %.
     readme
         Keep the result in benchmarks/results, and write the README's figures from it.
     """
@@ -100,22 +98,14 @@ def bench(config: BenchConfig) -> BenchResult:
     Raises
     ------
     InputError
-        Outside a checkout, or without pytest-benchmark.
+        Outside a checkout.
     """
-    root = checkout()
-    if config.gpu:
-        status = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=root).returncode
-        return BenchResult(status, root / "benchmarks" / "results")
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        raise InputError("the benchmarks need pytest-benchmark: pip install -e '.[bench]'")
-    sys.path.insert(0, str(root))  # `benchmarks` is not installed
-    run = importlib.import_module("benchmarks.run").run
-    status = run(
-        scale="full" if config.full else "quick",
-        only=[name.strip() for name in config.only.split(",") if name.strip()],
-        out=Path(config.out),
-        peers_python=config.peers_python,
-        compare=Path(config.compare) if config.compare else None,
-        readme=config.readme,
-    )
-    return BenchResult(status, Path(config.out))
+    flags = [name for name in ("quick", "full", "gpu", "readme") if getattr(config, name)]
+    values: dict[str, object] = {"only": config.only, "out": Path(config.out).absolute()}
+    if config.peers_python:
+        values["peers-python"] = Path(config.peers_python).absolute()
+    if config.compare:
+        values["compare"] = Path(config.compare).absolute()
+    words = [f"--{name}" for name in flags] + [f"--{name}={v}" for name, v in values.items()]
+    command = [sys.executable, "-m", "benchmarks", *words]
+    return BenchResult(subprocess.run(command, cwd=checkout()).returncode, Path(config.out))

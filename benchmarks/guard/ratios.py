@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch.nn.functional import normalize
 
 import trustbench as tb
+from benchmarks.peers.ops import CONTENDERS, Inputs
 from trustbench import ops
 from trustbench.ops import dispatch
-from trustbench.ops.sparse_adam import Moments, Weights
+from trustbench.ops.spec import Shape
 
 BOUND = 2.5  # times the recorded ratio; between runs on busy cores ratios differ by up to 1.5
 _ROUNDS = 11
-_N, _D, _F, _K = 256, 256, 4096, 16
+_SHAPE = Shape(256, 256, 4096, 16)
 
-Pair = tuple[Callable[[], object], Callable[[], object]]
+Call = Callable[[], object]
 
 
 def measure() -> dict[str, float]:
@@ -33,7 +34,10 @@ def measure() -> dict[str, float]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        return {name: round(_ratio(*pair), 4) for name, pair in _pairs().items()}
+        pairs = {name: (call, partial(_plain, call)) for name, call in _calls().items()}
+        for name, dtype in (("bf16", torch.bfloat16), ("fp8", torch.float8_e4m3fn)):
+            pairs[f"buffer {name}"] = _buffer(dtype)
+        return {name: round(_ratio(*pair), 4) for name, pair in pairs.items()}
     finally:
         torch.set_num_threads(threads)
 
@@ -43,73 +47,47 @@ def version() -> str:
     return dispatch.native().isa()
 
 
-def _ratio(ours: Callable[[], object], plain: Callable[[], object]) -> float:
+def _ratio(ours: Call, plain: Call) -> float:
     ours(), plain()  # warm
     rounds = [(_seconds(ours), _seconds(plain)) for _ in range(_ROUNDS)]
     least, least_plain = map(min, zip(*rounds, strict=True))
     return least / least_plain
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Call) -> float:
     start = time.thread_time()
     call()
     return time.thread_time() - start
 
 
-def _pairs() -> dict[str, Pair]:
-    found = {name: (call, _plain(call)) for name, call in _calls().items()}
-    found["buffer bf16"] = _buffer(torch.bfloat16)
-    found["buffer fp8"] = _buffer(torch.float8_e4m3fn)
-    return found
+def _plain(call: Call) -> None:
+    with ops.use("reference"):
+        call()
 
 
-def _plain(call: Callable[[], object]) -> Callable[[], object]:
-    def run() -> None:
-        with ops.use("reference"):
-            call()
-
-    return run
-
-
-def _calls() -> dict[str, Callable[[], object]]:
-    x, grad, b, b_dec = torch.randn(_N, _D), torch.randn(_N, _D), torch.zeros(_F), torch.zeros(_D)
-    W, dense = normalize(torch.randn(_F, _D), dim=1), torch.randn(_F, _D)
-    narrow = [t.bfloat16() for t in (x, W, b)]
-    high = torch.full((_F,), 2.5)  # about 6 entries in a thousand
-    values, indices = ops.encode_topk(x, W, b, _K)
-    by_feature = ops.transpose_code(indices, _F)
-    weights = Weights(W.clone(), W.clone(), b.clone())
-    moments, m, v = Moments.zeros_like(weights), torch.zeros_like(W), torch.zeros_like(W)
+def _calls() -> dict[str, Call]:
+    inputs, narrow = Inputs(_SHAPE), Inputs(_SHAPE, dtype=torch.bfloat16)
     q, k = torch.randn(1, 4, 256, 64), torch.randn(1, 2, 256, 64)
-    step = (weights, values, by_feature, x, grad)
-    return {
-        "encode_topk": lambda: ops.encode_topk(x, W, b, _K),
-        "encode_topk bf16": lambda: ops.encode_topk(*narrow, _K),
-        "encode_relu": lambda: ops.encode_relu(x, W, b, high),
-        "encode_batchtopk": lambda: ops.encode_batchtopk(x, W, b, _K),
-        "decode": lambda: ops.decode(values, indices, W),
-        "reconstruct": lambda: ops.reconstruct(values, indices, W, b_dec, x),
-        "code_grad": lambda: ops.code_grad(grad, indices, W),
-        "transpose_code": lambda: ops.transpose_code(indices, _F),
-        "weight_grad": lambda: ops.weight_grad(values, indices, x, _F),
-        "adam": lambda: ops.adam_(W, dense, m, v, step=1, lr=1e-6, unit_norm=True),
-        "sparse_adam": lambda: ops.sparse_adam_(*step, moments, step=1, lr=1e-6),
+    i = inputs
+    step = (i.weights, i.code.values, i.by_feature, i.x, i.grad)
+    return {name: partial(of["trustbench"], inputs) for name, of in CONTENDERS.items()} | {
+        "encode_topk bf16": partial(CONTENDERS["encode_topk"]["trustbench"], narrow),
         "sparse_grad_norm": lambda: ops.sparse_grad_norm(*step),
         "attention_capture": lambda: ops.attention_capture(q, k, k),
     }
 
 
-def _buffer(dtype: torch.dtype) -> Pair:
+def _buffer(dtype: torch.dtype) -> tuple[Call, Call]:
     """Tokens in and out again; plain PyTorch has no fp8 with scales, and keeps them in bf16."""
-    capacity, width = 4096, 1024
-    x = torch.randn(_N, width)
+    capacity, width, n = 4096, 1024, _SHAPE.N
+    x = torch.randn(n, width)
     buffer = tb.ActivationBuffer({"layer": width}, capacity, dtype=dtype)
     pool = torch.zeros(capacity, width, dtype=torch.bfloat16)
-    slots = torch.randperm(capacity)[:_N]
+    slots = torch.randperm(capacity)[:n]
 
     def ours() -> None:
         buffer.put({"layer": x})
-        buffer.take(_N)
+        buffer.take(n)
 
     def plain() -> None:
         pool[slots] = x.bfloat16()

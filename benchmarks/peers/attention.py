@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from base import Contender, version_of
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.peers.base import Contender, version_of
 
 SMALL = {"T": 64}
 
 
+@dataclass
 class Attention(Contender):
     """`run` gives the output [1, H, T, D] from q, k, v."""
 
-    def __init__(
-        self,
-        T: int,
-        D: int,
-        heads: int,
-        kv_heads: int,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    T: int
+    D: int
+    heads: int
+    kv_heads: int
+    bf16: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
         torch.manual_seed(0)
         self.q, self.k, self.v = (
-            torch.randn(1, n, T, D, device=device).to(dtype) for n in (heads, kv_heads, kv_heads)
+            torch.randn(1, n, self.T, self.D, device=self.device).to(dtype)
+            for n in (self.heads, self.kv_heads, self.kv_heads)
         )
         self.build()
 

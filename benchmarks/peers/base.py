@@ -22,6 +22,10 @@ class Contender:
         """The job."""
         raise NotImplementedError
 
+    def more(self) -> dict[str, float]:
+        """Further figures, asked for at the end."""
+        return {}
+
 
 def autocast(bf16: bool, device: str) -> Any:
     """Matmuls in bf16, on a CPU too, where a peer's own trainer asks for it on a GPU alone."""

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from base import Contender, version_of
 from torch import Tensor
+
+from benchmarks.peers.base import Contender, version_of
 
 Acts = dict[str, Tensor]
 Source = Iterator[Acts]  # endless, n tokens at a time
+_DOCUMENT = 512  # tokens a document, for mixing
 SMALL = {"layers": 1, "d": 8, "tokens": 256, "pool": 1024}
 
 
@@ -40,15 +42,31 @@ def memcpy(source: Source, n: int, pool: int) -> Iterator[Acts]:
         acts = next(source)
 
 
+def pinned_copies(source: Source, n: int, pool: int) -> Iterator[Acts]:
+    """What a GPU's link can do: each byte to page-locked memory and back, both ways at once."""
+    acts = next(source)
+    rows = torch.cat([a.flatten() for a in acts.values()])
+    down, up = (torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True) for _ in range(2))
+    back, streams = torch.empty_like(rows), [torch.cuda.Stream() for _ in range(2)]
+    while True:
+        for stream, to, given in zip(streams, (down, back), (rows, up), strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                to.copy_(given, non_blocking=True)
+        for stream in streams:
+            torch.cuda.current_stream().wait_stream(stream)
+        yield acts
+
+
 def trustbench(source: Source, n: int, pool: int, **options: Any) -> Iterator[Acts]:
     """ActivationBuffer, kept full."""
     from trustbench.buffer import ActivationBuffer
 
     acts = next(source)
     widths = {name: a.shape[1] for name, a in acts.items()}
-    dtype = next(iter(acts.values())).dtype
-    buffer = ActivationBuffer(widths, pool, **{"dtype": dtype} | options)
-    batch = None
+    like = next(iter(acts.values()))
+    options = {"dtype": like.dtype, "device": like.device} | options
+    buffer, batch = ActivationBuffer(widths, pool, **options), None
     while True:
         while buffer.space >= n:
             buffer.put(acts)
@@ -57,31 +75,15 @@ def trustbench(source: Source, n: int, pool: int, **options: Any) -> Iterator[Ac
         yield batch
 
 
-def fp8(source: Source, n: int, pool: int) -> Iterator[Acts]:
-    """The same, stored as MXFP8."""
-    return trustbench(source, n, pool, dtype=torch.float8_e4m3fn)
-
-
-def host_tier(source: Source, n: int, pool: int) -> Iterator[Acts]:
-    """As many tokens again in host memory below the pool; every token goes there once on average."""
-    from trustbench.buffer import Spill
-
-    # A ninth more for what segments are rounded up to.
-    size = sum(a[0].nbytes for a in next(source).values()) * pool
-    return trustbench(source, n, pool, spill=Spill(host_bytes=size + size // 9 + 2**16))
-
-
-def disk_tier(source: Source, n: int, pool: int) -> Iterator[Acts]:
-    """As many tokens again in files."""
+def tier(source: Source, n: int, pool: int, *, disk: bool) -> Iterator[Acts]:
+    """As many tokens again below the pool; every token goes there once on average."""
     from trustbench.buffer import Spill
 
     size = sum(a[0].nbytes for a in next(source).values()) * pool
-    directory = tempfile.mkdtemp(prefix="trustbench-spill-")
-    bound = 2 * (size + size // 9 + 2**16)
-    try:
-        yield from trustbench(source, n, pool, spill=Spill(disk_bytes=bound, directory=directory))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    size += size // 9 + 2**16  # what segments are rounded up to
+    with tempfile.TemporaryDirectory(prefix="trustbench-spill-") as folder:
+        spill = Spill(disk_bytes=2 * size, directory=folder) if disk else Spill(host_bytes=size)
+        yield from trustbench(source, n, pool, spill=spill)
 
 
 def saelens(source: Source, n: int, pool: int) -> Iterator[Acts]:
@@ -110,10 +112,6 @@ def dictionary_learning(source: Source, n: int, pool: int) -> Iterator[Acts]:
                 waiting[other].append(a)
         return SimpleNamespace(value=waiting[name].pop(0).view(n // context, context, -1))
 
-    def forever() -> Iterator[str]:
-        while True:
-            yield ""
-
     buffers = {}
     for name, a in first.items():
         model = SimpleNamespace(
@@ -123,15 +121,10 @@ def dictionary_learning(source: Source, n: int, pool: int) -> Iterator[Acts]:
         )
         output = SimpleNamespace(save=lambda name=name: following(name), stop=lambda: None)
         buffers[name] = ActivationBuffer(
-            forever(),
-            model,
-            SimpleNamespace(output=output),
-            d_submodule=a.shape[1],
-            n_ctxs=pool // context,
-            ctx_len=context,
-            refresh_batch_size=n // context,
+            itertools.repeat(""), model, SimpleNamespace(output=output), d_submodule=a.shape[1],
+            n_ctxs=pool // context, ctx_len=context, refresh_batch_size=n // context,
             out_batch_size=n,
-        )
+        )  # fmt: skip
     while True:
         yield {name: next(buffer) for name, buffer in buffers.items()}
 
@@ -146,9 +139,11 @@ def shuffled_blocks(source: Source, n: int, pool: int) -> Iterator[Acts]:
             yield {name: rows[start : start + n] for name, rows in whole.items()}
 
 
-def repeated(layers: int, d: int, tokens: int) -> Source:
+def repeated(layers: int, d: int, tokens: int, device: str) -> Source:
     """The same activations again and again: what is timed is the buffer alone."""
-    return itertools.repeat({f"layer {i}": torch.randn(tokens, d).bfloat16() for i in range(layers)})
+    return itertools.repeat(
+        {f"layer {i}": torch.randn(tokens, d, device=device).bfloat16() for i in range(layers)}
+    )
 
 
 def numbered(tokens: int) -> Source:
@@ -157,15 +152,20 @@ def numbered(tokens: int) -> Source:
         yield {"layer": torch.arange(start, start + tokens, dtype=torch.float32)[:, None]}
 
 
-def contender(make: Callable[..., Iterator[Acts]], distribution: str = "torch") -> type[Contender]:
-    """One of the buffers above, filled; `run` takes a batch and puts what there is room for."""
+def contender(
+    make: Callable[..., Iterator[Acts]], distribution: str = "torch", *, mixes: bool = False
+) -> type[Contender]:
+    """One of the buffers above, filled; `run` takes a batch and puts what there is room for.
+
+    mixes: its order of tokens is looked at.
+    """
 
     class Buffer(Contender):
         repeats = 8  # some refill only now and then
 
-        def __init__(self, layers: int, d: int, tokens: int, pool: int) -> None:
+        def __init__(self, layers: int, d: int, tokens: int, pool: int, device: str = "cpu") -> None:
             self.tokens, self.pool = tokens, pool
-            self.batches = make(repeated(layers, d, tokens), tokens, pool)
+            self.batches = make(repeated(layers, d, tokens, device), tokens, pool)
             for _ in range(2 * pool // tokens):
                 next(self.batches)
             self.version = version_of(distribution)
@@ -173,13 +173,15 @@ def contender(make: Callable[..., Iterator[Acts]], distribution: str = "torch") 
         def run(self, _: Any) -> None:
             next(self.batches)
 
-        def mixing(self, document: int) -> dict[str, float]:
+        def more(self) -> dict[str, float]:
             """How the order that comes out differs from the text's, in the steady state.
 
             same_document: pairs of one document in a batch, of all its pairs. distance: median of
             tokens between neighbours in a batch, in the text's order. spread: standard deviation of
             how many batches a token comes early or late.
             """
+            if not mixes:
+                return {}
             tokens, rounds = self.tokens, 32 * self.pool // self.tokens
             batches = make(numbered(tokens), tokens, self.pool)
             same, distances, delays = [], [], []
@@ -187,7 +189,7 @@ def contender(make: Callable[..., Iterator[Acts]], distribution: str = "torch") 
                 batch = next(batches)["layer"].flatten().long()
                 if i < rounds // 2:  # the pool is filling, or its first tokens are still in it
                     continue
-                counts = torch.bincount(batch // document).double()
+                counts = torch.bincount(batch // _DOCUMENT).double()
                 same.append(float((counts * (counts - 1)).sum() / (tokens * (tokens - 1))))
                 distances.append(batch.diff().abs())
                 delays.append(i - batch / tokens)
@@ -201,12 +203,13 @@ def contender(make: Callable[..., Iterator[Acts]], distribution: str = "torch") 
 
 
 CONTENDERS: dict[str, type[Contender]] = {
-    "trustbench": contender(trustbench, "trustbench"),
-    "trustbench, MXFP8": contender(fp8, "trustbench"),
-    "trustbench, host tier": contender(host_tier, "trustbench"),
-    "trustbench, disk tier": contender(disk_tier, "trustbench"),
-    "SAELens": contender(saelens, "sae-lens"),
-    "dictionary_learning": contender(dictionary_learning, "dictionary-learning"),
-    "shuffled blocks": contender(shuffled_blocks),
+    "trustbench": contender(trustbench, "trustbench", mixes=True),
+    "trustbench, MXFP8": contender(partial(trustbench, dtype=torch.float8_e4m3fn), "trustbench"),
+    "trustbench, host tier": contender(partial(tier, disk=False), "trustbench", mixes=True),
+    "trustbench, disk tier": contender(partial(tier, disk=True), "trustbench"),
+    "SAELens": contender(saelens, "sae-lens", mixes=True),
+    "dictionary_learning": contender(dictionary_learning, "dictionary-learning", mixes=True),
+    "shuffled blocks": contender(shuffled_blocks, mixes=True),
     "memcpy": contender(memcpy),
+    "page-locked copies": contender(pinned_copies),
 }

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from base import Contender, version_of
 from torch import Tensor
+
+from benchmarks.peers.base import Contender, version_of
 
 SMALL = {"T": 32, "layers": 1, "d": 64, "heads": 1}
 _VOCABULARY = 2048

@@ -11,32 +11,35 @@ import importlib.util
 import sys
 import time
 import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from base import Contender, autocast, version_of
 from torch import Tensor
+
+from benchmarks.peers import flex_sae
+from benchmarks.peers.base import Contender, autocast, version_of
 
 SMALL = {"N": 4, "d": 8, "F": 16, "k": 2}
 
 
+@dataclass
 class Step(Contender):
     """`step(x)` is one full Adam step on x [N, d]; `code(x)` is for measuring quality."""
 
-    def __init__(
-        self,
-        N: int,
-        d: int,
-        F: int,
-        k: int,
-        lr: float,
-        steps: int,
-        bf16: bool,
-        dead_after: int,
-        device: str = "cpu",
-    ) -> None:
-        self.N, self.d, self.F, self.k = N, d, F, k
-        self.lr, self.steps, self.bf16, self.dead_after = lr, steps, bf16, dead_after
-        self.device = device
+    N: int
+    d: int
+    F: int
+    k: int
+    lr: float
+    steps: int
+    bf16: bool
+    dead_after: int
+    layers: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
         self.files: dict[str, Tensor] = {}
         self.build()
 
@@ -82,32 +85,50 @@ class Step(Contender):
         return self.files[file]
 
 
+def our_step(d: int, F: int, k: int, *, bf16: bool, dead_after: int, device: str) -> Any:
+    """The fused step that `trustbench train` takes for one SAE: the benchmarks make it only here."""
+    from trustbench.ops import dispatch
+    from trustbench.sae import SAE, SAEConfig
+    from trustbench.steps.fused import LayerTrainer
+    from trustbench.steps.triton import DeviceTrainer, GraphMemory
+
+    sae = SAE(SAEConfig(d_in=d, d_sae=F, k=k, auxk=-1 if dead_after else 0)).to(device)
+    options = {"dead_after_tokens": dead_after or 10_000_000}
+    if dispatch.implementation("sparse_adam", sae.W_enc) == "triton":
+        kind = torch.bfloat16 if bf16 else torch.float32
+        graphs = GraphMemory() if device == "cuda" else None
+        return DeviceTrainer(sae, compute_dtype=kind, graphs=graphs, **options)
+    sae.matmul_dtype = torch.bfloat16 if bf16 else None
+    return LayerTrainer(sae, **options)
+
+
 class Trustbench(Step):
-    """The trainer's fused step; bf16: the encoder's matmul operands."""
+    """Our step, of as many SAEs as there are layers; bf16: the encoder's matmul operands."""
 
     def build(self) -> None:
-        from trustbench.sae import SAE, SAEConfig
-        from trustbench.steps.fused import LayerTrainer
-
         self.version = version_of("trustbench")
-        auxk = -1 if self.dead_after else 0
-        sae = SAE(SAEConfig(d_in=self.d, d_sae=self.F, k=self.k, auxk=auxk)).to(self.device)
-        sae.matmul_dtype = torch.bfloat16 if self.bf16 else None
-        self.trainer = LayerTrainer(sae, dead_after_tokens=self.dead_after or 10_000_000)
+        sizes = {"d": self.d, "F": self.F, "k": self.k, "bf16": self.bf16}
+        self.trainers = [
+            our_step(**sizes, dead_after=self.dead_after, device=self.device)
+            for _ in range(self.layers)
+        ]
 
     def step(self, x: Tensor) -> None:
-        if self.trainer.steps == 0:
-            from trustbench.sae.init import initialise
+        for trainer in self.trainers:
+            if trainer.steps == 0:
+                from trustbench.sae.init import initialise
 
-            initialise(self.trainer.sae, x)
-        self.trainer.step(x, self.lr)
+                initialise(trainer.sae, x)
+                trainer.weights_changed()
+            trainer.step(x, self.lr)
 
     @torch.no_grad()
     def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         from trustbench.sae.stats import firing_counts
 
-        code = self.trainer.sae.encode_sparse(x)
-        return self.trainer.sae.decode(code), firing_counts(code, self.F)
+        sae = self.trainers[0].sae
+        code = sae.encode_sparse(x)
+        return sae.decode(code), firing_counts(code, self.F)
 
 
 class Sparsify(Step):
@@ -158,22 +179,16 @@ class SaeLens(Step):
         self.version = version_of("sae-lens")
         torch.manual_seed(0)
         config = TopKTrainingSAEConfig(
-            d_in=self.d,
-            d_sae=self.F,
-            k=self.k,
+            d_in=self.d, d_sae=self.F, k=self.k, device=self.device,
             aux_loss_coefficient=1.0 if self.dead_after else 0.0,  # 1.0 is its default
-            device=self.device,
-        )
+        )  # fmt: skip
         self.sae = TopKTrainingSAE(config)
         trainer_config = SAETrainerConfig(
-            total_training_samples=self.steps * self.N,
-            train_batch_size_samples=self.N,
-            lr=self.lr,
-            device=self.device,
-            lr_end=self.lr / 10,
+            total_training_samples=self.steps * self.N, train_batch_size_samples=self.N,
+            lr=self.lr, lr_end=self.lr / 10, device=self.device,
             dead_feature_window=max(1, self.dead_after // self.N) if self.dead_after else 1000,
             autocast=False,  # entered in step(): on the CPU as its trainer does on a GPU
-        )
+        )  # fmt: skip
         self.trainer = SAETrainer(trainer_config, self.sae, iter(()))
 
     def step(self, x: Tensor) -> None:
@@ -298,6 +313,32 @@ class Compiled(Dense):
     compiled = True
 
 
+class EmbeddingBag(Dense):
+    """Matmul, torch.topk, embedding_bag, autograd, torch.optim's fused Adam."""
+
+    def plain_loss(
+        self, x: Tensor, W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, b_dec: Tensor
+    ) -> Tensor:
+        top = ((x - b_dec) @ W_enc.T + b_enc).topk(self.k, sorted=False)
+        return self.loss_of(top.indices, W_dec, top.values.relu().float(), b_dec, x)
+
+    loss_of: Callable[..., Tensor] = staticmethod(flex_sae.bag_loss)
+
+
+class FlexSae(EmbeddingBag):
+    """The same with flex-sae's loss, in PyTorch."""
+
+    loss_of = flex_sae.Loss.apply
+
+
+class FlexSaeKernels(EmbeddingBag):
+    """The same with flex-sae's own Triton kernels."""
+
+    def build(self) -> None:
+        self.loss_of = flex_sae.kernels()
+        super().build()
+
+
 class Matmul(Step):
     """The floor: the encoder's matmul and nothing else, by torch."""
 
@@ -317,5 +358,8 @@ CONTENDERS: dict[str, type[Step]] = {
     "overcomplete": Overcomplete,
     "PyTorch dense": Dense,
     "PyTorch dense, compiled": Compiled,
+    "topk, embedding_bag": EmbeddingBag,
+    "flex-sae's loss in PyTorch": FlexSae,
+    "flex-sae's kernels": FlexSaeKernels,
     "matmul only": Matmul,
 }

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from heap import give_back, memory, trim
+
+from benchmarks.peers.heap import give_back, memory, trim
 
 
 def build(ask: dict[str, Any]) -> tuple[Any, int]:
     """The contender, and the memory of the process before it was made."""
     torch.set_num_threads(ask["threads"])
-    job = importlib.import_module(ask["job"])
+    job = importlib.import_module(f"benchmarks.peers.{ask['job']}")
     kind, options = job.CONTENDERS[ask["contender"]], ask["options"]
     # Once small, so that what libraries need once is not counted as memory of the job.
     once = kind(**options | job.SMALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.gpu.flex_sae import Loss
+from benchmarks.peers.flex_sae import Loss
 
 
 def test_its_gradients_are_those_of_autograd():

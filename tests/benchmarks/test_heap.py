@@ -13,8 +13,7 @@ from benchmarks.peers import heap
 # step does; then what a fresh process would not have.
 _PROGRAM = """
 import ctypes, resource, sys
-sys.path.insert(0, "benchmarks/peers")
-import heap
+from benchmarks.peers import heap
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.aligned_alloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]

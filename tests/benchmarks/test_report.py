@@ -1,4 +1,4 @@
-"""A record as tables, as Markdown, as HTML."""
+"""A record as rows in files, as tables, as Markdown, as HTML."""
 
 from __future__ import annotations
 
@@ -7,67 +7,49 @@ import re
 import pytest
 
 from benchmarks import report
-from benchmarks.page import html
-from benchmarks.record import Record
-from benchmarks.subjects import subjects
+from benchmarks.record import read
 from tests.benchmarks import rows
 from trustbench.errors import DataError
 
 
-@pytest.fixture
-def record() -> Record:
-    return Record(rows.record())
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    rows.record().write(tmp_path / "bench.jsonl", rows.ABOUT)
+    assert read(tmp_path / "bench.jsonl") == (rows.record(), rows.ABOUT)
 
 
-def test_rows_have_their_times_and_the_absent_their_reason(record):
-    found = record.rows("step")
-    assert found[0]["seconds"] == 0.1 and found[0]["rounds"] == 3
-    assert [row["absent"] for row in found[-2:]] == ["not there"] * 2
-    assert record.rows("nothing") == []
+@pytest.mark.parametrize(
+    ("text", "about"), [("", "{}"), ("{}\n", '{"config": {"scale": 1, "ceilings": 1}}'), ("", None)]
+)
+def test_a_file_that_is_no_record_is_named(text, about, tmp_path):
+    (tmp_path / "x.jsonl").write_text(text)
+    if about:
+        (tmp_path / "x.about.json").write_text(about)
+    with pytest.raises(DataError, match=r"x\.jsonl: not a record"):
+        read(tmp_path / "x.jsonl")
 
 
-def test_a_subject_may_write_several_rows_at_once():
-    written = rows.record()
-    written["benchmarks"] = [{"extra_info": {"scaling": [{"ranks": 1}, {"ranks": 2}]}, "stats": {}}]
-    assert [row["ranks"] for row in Record(written).rows("scaling")] == [1, 2]
-
-
-def test_a_file_that_is_no_record_is_named(tmp_path):
-    for text in ("", "{}", "[1]"):
-        (tmp_path / "x.json").write_text(text)
-        with pytest.raises(DataError, match=r"x\.json: not a record"):
-            Record.load(tmp_path / "x.json")
-
-
-def test_the_tables_say_time_share_of_the_floor_ratio_and_absence(record):
-    text = report.tables(record)
+def test_the_tables_say_time_share_of_the_floor_ratio_and_absence():
+    text = report.markdown(rows.record())
     # sparsify in fp32: 400 ms, floor 200 ms; trustbench 100 ms in fp32 and 50 ms in bf16
     assert "| sparsify | 1.0 | fp32 | 400 | 50% | 4.00 × | 8.00 × | 100 | 10 |" in text
     assert text.count("| overcomplete | absent: not there |") == 3
-    assert "| SAELens | 5% |" not in text and "| SAELens | 4% | 2.00% | 900 | 3.0 |" in text
-    assert "**0.2500**" in text
-    for subject in subjects():
-        if record.rows(subject.name):
-            assert f"## {subject.title}" in text
+    assert "| SAELens | 1.0 | 2,000 | 50% | 20.00 × | 4% | 2.00% | 900 | 3.0 |" in text
+    assert "| **0.2500** | 20.0% | 2.0 |" in text and "| 0.5000 |" in text
+    for name in rows.record().unique("subject"):
+        assert f"## {report.SUBJECTS[name][0]}" in text
 
 
-def test_every_row_of_a_table_has_as_many_cells(record):
-    for block in re.split(r"\n\n+", report.tables(record)):
+def test_every_row_of_a_table_has_as_many_cells():
+    for block in re.split(r"\n\n+", report.markdown(rows.record())):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1
 
 
-def test_the_page_needs_nothing_else_and_every_image_has_its_text(record, tmp_path):
-    report.write(record, tmp_path, "bench")
+def test_the_page_needs_nothing_else_and_every_figure_has_its_text(tmp_path):
+    report.write(rows.record(), rows.ABOUT, tmp_path / "bench")
     page = (tmp_path / "bench.html").read_text()
-    assert "A Processor" in page and "$" not in re.sub(r"base64,[^\"]*", "", page)
-    assert not re.search(r'(src|href)="(?!data:)', page)
-    images = re.findall(r"<img[^>]*>", page)
-    assert len(images) == 6 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+    assert "A Processor" in page and not re.search(r'(src|href)="(?!data:|#)', page)
+    figures = re.findall(r"<svg[^>]*>", page)
+    assert len(figures) == 6 and all(re.search(r'aria-label="[^"]{20,}"', f) for f in figures)
+    assert "<b>0.2500</b>" in page
     assert (tmp_path / "bench.md").read_text().startswith("# Benchmarks\n\nA Processor (avx2)")
-
-
-def test_markdown_tables_become_html():
-    found = html("A **word**\n\n| | a |\n| --- | ---: |\n| <x> | `1` |\n")
-    assert "<p class='case'>A <b>word</b></p>" in found
-    assert "<tr><th></th><th>a</th></tr><tr><td>&lt;x&gt;</td><td><code>1</code></td></tr>" in found

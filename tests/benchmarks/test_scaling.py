@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import scaling, scaling_ranks
+from benchmarks import charts, scaling, scaling_ranks
+from benchmarks.peers.steps import CONTENDERS
 from benchmarks.scaling_fit import PROCESS, TERMS, Point, fit, memory_bytes, memory_end, state_bytes
-from benchmarks.scaling_worker import trainers
+from benchmarks.tables import markdown
+from trustbench.report import style
 
 COEFFICIENTS = dict(zip(TERMS, (1e-3, 2e-12, 0.0, 4e-10), strict=True))
 
@@ -45,7 +47,8 @@ def test_no_part_of_a_step_costs_less_than_nothing(rows):
 def test_state_is_what_a_trainer_holds():
     point = Point(8, 24, 96, 4, layers=2)
     held = 0
-    for trainer in trainers(point):
+    options = {"bf16": False, "lr": 1e-4, "steps": 1, "dead_after": 0}
+    for trainer in CONTENDERS["trustbench"](**point._asdict() | options).trainers:
         state = trainer.state_dict()
         held += sum(t.numel() * t.element_size() for name, t in state.items() if name != "steps")
     assert state_bytes(point) == held
@@ -66,14 +69,13 @@ def test_memory_ends_where_one_more_does_not_fit(variable):
 
 
 def test_a_point_that_does_not_fit_is_said_and_not_tried(rows):
-    found = scaling.measure(scaling.BASE, rounds=1, free=PROCESS)
+    found = scaling.measured(scaling.BASE, rounds=1, free=PROCESS)
     assert found["seconds"] is None and "does not fit" in found["why"]
-    text = scaling.table([*rows, {"sweep": "F"} | found])
-    assert "does not fit" in text
+    assert "does not fit" in text([*rows, {"sweep": "F"} | found])
 
 
 def test_a_point_is_measured_in_a_process_of_its_own():
-    found = scaling.measure(Point(256, 64, 4096, 8), rounds=2, free=10**10)
+    found = scaling.measured(Point(256, 64, 4096, 8), rounds=2, free=10**10)
     assert 0 < found["fastest"] <= found["seconds"] <= found["slowest"]
     assert found["peak"] > 0 and found["threads"] == torch.get_num_threads()
 
@@ -100,11 +102,14 @@ def test_a_run_is_what_a_person_would_type(tmp_path):
     assert "--parallel=tokens" in words and "--tokens=256" in words
 
 
-def test_table_and_figure(rows, tmp_path):
-    text = scaling.table(rows + ranks())
-    assert all(name in text for name in TERMS)
-    assert "1.50 ×" in text and "75%" in text and "no end" in text
-    scaling.figure(rows + ranks(), tmp_path / "curves.svg")
-    assert (tmp_path / "curves.svg").read_text().count("memory ends")
-    scaling.figure(ranks(), tmp_path / "ranks.png")
-    assert (tmp_path / "ranks.png").stat().st_size
+def text(found: list[dict]) -> str:
+    blocks = scaling.blocks(found)
+    return "\n".join(b if isinstance(b, str) else markdown(*b) for b in blocks)
+
+
+def test_table_and_figure(rows):
+    said = text(rows + ranks())
+    assert all(name in said for name in TERMS)
+    assert "1.50 ×" in said and "75%" in said and "no end" in said
+    assert "memory ends" in style.svg(charts.scaling, rows + ranks())
+    assert "strong, layers" in style.svg(charts.scaling, ranks())

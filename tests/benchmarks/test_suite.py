@@ -3,110 +3,108 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import json
 import pkgutil
 import sys
-from pathlib import Path
 
 import pytest
+import torch
 
-import benchmarks
-from benchmarks import suite as suite_module
-from benchmarks.roofline import Floor
-from benchmarks.run import run
-from benchmarks.shapes import SCALES, label
-from benchmarks.subjects import subjects
-from benchmarks.suite import Suite, interleaved
-from benchmarks.workers import Measured, Worker, measure, start
+from benchmarks import report, suite
+from benchmarks.__main__ import cpu
+from benchmarks.cases import cases, label
+from benchmarks.clocks import interleaved
+from benchmarks.floors import Floor
+from benchmarks.peers.ops import CONTENDERS
+from benchmarks.record import read
+from benchmarks.workers import Worker, figures, measure, measure_here, start
 from tests.benchmarks import rows
 from trustbench import ops
+from trustbench.benchmarking import BenchConfig
 from trustbench.errors import InputError
 from trustbench.ops.spec import BENCHMARK_SHAPES
 
-ROOT = Path(__file__).parents[2]
+ATTENTION = cases("attention", "toy")[0].options
+STEP = cases("step", "toy")[0].options
 
 
 def test_contenders_take_turns_after_one_to_warm_up():
-    order, now = [], iter(range(100))
+    order = []
+
+    def clock(call):
+        call()
+        return 1.0
+
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    seconds = interleaved(calls, 3, clock=lambda: float(next(now)))
+    assert interleaved(calls, 3, clock) == {"a": [1.0] * 3, "b": [1.0] * 3}
     assert order == list("ab" * 4)
-    assert seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
 
 
-class Benchmark:
-    """What pytest-benchmark's fixture does with a target and its clock."""
+def test_a_short_call_is_made_several_times_and_a_failing_one_says_why():
+    def fails():
+        raise ValueError("no")
 
-    def __init__(self):
-        self.extra_info, self.group, self.times = {}, None, []
-
-    def pedantic(self, target, rounds):
-        for _ in range(rounds):
-            start = suite_module.replayed()
-            target()
-            self.times.append(suite_module.replayed() - start)
+    found = interleaved({"short": int, "fails": fails}, 2, lambda call: call() or 0.004)
+    assert found == {"short": [0.004] * 12, "fails": "ValueError: no"}
 
 
-@pytest.fixture
-def toy() -> Suite:
-    return Suite(SCALES["toy"], sys.executable, small=True)
+def test_figures_are_medians_and_the_absent_have_none():
+    assert figures([3.0, 1.0, 2.0], "1.2", None) == {
+        "version": "1.2", "seconds": 2.0, "least": 1.0, "largest": 3.0, "rounds": 3
+    }  # fmt: skip
+    assert figures([1.0], None, "no such module") == {"version": None, "absent": "no such module"}
 
 
-def test_times_are_played_back_with_their_row(toy):
-    benchmark, measured = Benchmark(), Measured([0.5, 0.25, 1.0], "1.2", None, {"peak_mb": 3})
-    floor = Floor(1e6)
-    toy.report(benchmark, "step", {"case": "N = 8", "contender": "sparsify"}, measured, floor)
-    assert benchmark.times == pytest.approx([0.5, 0.25, 1.0]) and benchmark.group == "step: N = 8"
-    assert benchmark.extra_info["step"] == {
-        "case": "N = 8", "contender": "sparsify", "version": "1.2", "peak_mb": 3,
-        "floor": floor.seconds(toy.ceilings),
+def test_a_row_says_what_it_is_of_and_its_floor():
+    case = cases("step", "toy")[1]
+    ceilings = {"copy": 1e9, "fp32": 1e9, "bf16": 2e9}
+    (row,) = suite.rows_of(case, {"sparsify": {"seconds": 1.0}}, ceilings)
+    assert row == {
+        "case": "N = 16, d = 8, F = 32, k = 4", "contender": "sparsify", "matmul": "bf16",
+        "seconds": 1.0, "floor": case.floor.seconds(ceilings),
     }  # fmt: skip
 
 
-def test_an_absent_peer_is_written_down_and_skipped_saying_why(toy):
-    row = {"case": "N = 8", "contender": "sparsify"}
-    with pytest.raises(pytest.skip.Exception, match="sparsify is absent: no such module"):
-        toy.report(Benchmark(), "step", row, Measured([], None, "no such module", {}))
-    assert toy.absent == [{"subject": "step", "version": None, "absent": "no such module", **row}]
+def test_a_peer_may_be_absent_and_ours_may_not():
+    assert suite.failures(rows.record()) == []
+    gone = {
+        "subject": "buffer",
+        "case": "N = 8",
+        "contender": "trustbench, MXFP8",
+        "absent": "killed",
+    }
+    assert suite.failures([gone]) == ["buffer, N = 8: trustbench, MXFP8 is absent: killed"]
 
 
-def test_were_it_ours_the_suite_fails(toy):
-    row = {"case": "N = 8", "contender": "trustbench, MXFP8"}
-    with pytest.raises(pytest.fail.Exception, match="trustbench, MXFP8 is absent"):
-        toy.report(Benchmark(), "buffer", row, Measured([], None, "killed", {}))
-
-
-def test_a_group_is_measured_once(toy):
-    calls = []
-    for _ in range(3):
-        assert toy.once(("step", 1), lambda: calls.append(1) or "found") == "found"
-    assert calls == [1]
+def test_speed_is_not_bought_with_quality():
+    worse = rows.changed(
+        fvu=lambda r: [v * (1.02 if r["contender"] == "trustbench" else 1) for v in r["fvu"]]
+    )
+    (said,) = suite.failures(worse)
+    assert "trustbench's best fvu is 0.2550, more than 1 % worse than {'sparsify': 0.25}" in said
 
 
 def test_a_worker_runs_its_contender_and_its_memory_is_told():
-    case = SCALES["toy"].attention[0]._asdict()
-    found = measure(
-        "attention",
-        {"ours": ("trustbench", case), "torch": ("SDPA, no statistics", case)},
-        peers_python=sys.executable, rounds=3, memory=True,
-    )  # fmt: skip
-    assert all(len(m.seconds) == 3 and min(m.seconds) > 0 for m in found.values())
-    assert found["ours"].version == "0.1.0" and found["ours"].absent is None
-    assert found["torch"].answers["peak_mb"] >= 0
+    found = measure("attention", ["trustbench", "SDPA, no statistics"], ATTENTION, rounds=3)
+    assert all(of["rounds"] == 3 and of["least"] > 0 for of in found.values())
+    assert found["trustbench"]["version"] == "0.1.0" and "absent" not in found["trustbench"]
+    assert found["SDPA, no statistics"]["peak_mb"] >= 0
+
+
+def test_contenders_here_and_one_that_fails():
+    asked = ["trustbench", "flex-sae's kernels"]
+    found = measure_here("steps", asked, STEP, 1, torch.device("cpu"))
+    assert found["trustbench"]["seconds"] > 0 and "absent" in found["flex-sae's kernels"]
 
 
 def test_an_environment_without_the_peer_and_no_environment_at_all():
-    options = SCALES["toy"].step[0]._asdict() | {"lr": 1.0, "steps": 1, "bf16": False}
-    workers = start("steps", {"sparsify": ("sparsify", options)}, "/no/such/python")
+    workers = start("steps", ["sparsify"], STEP, "/no/such/python")
     assert "/no/such/python: No such file" in workers["sparsify"].absent
     assert workers["sparsify"].ask(do="round") == {}
 
 
 def test_a_worker_takes_other_options_and_says_its_last_words():
-    case = SCALES["toy"].attention[0]._asdict()
-    worker = Worker("attention", "SDPA, no statistics", sys.executable, case)
-    worker.build(case | {"T": 128})
+    worker = Worker("attention", "SDPA, no statistics", sys.executable, ATTENTION)
+    worker.build(dict(ATTENTION) | {"T": 128})
     assert worker.ask(do="round")["seconds"] > 0
     assert worker.call("nothing") is None
     assert "ended with status 1: AttributeError" in worker.absent
@@ -114,48 +112,39 @@ def test_a_worker_takes_other_options_and_says_its_last_words():
     worker.close()
 
 
-def test_every_op_has_a_benchmark_and_every_shape_is_of_the_table():
+def test_every_op_has_contenders_and_its_floor_is_that_of_its_spec():
     names = [m.name for m in pkgutil.iter_modules(ops.__path__)]
     modules = {name: importlib.import_module(f"trustbench.ops.{name}") for name in names}
-    with_floor = {name for name, module in modules.items() if hasattr(module, "SPEC")}
-    folder = Path(benchmarks.__path__[0])
-    files = {path.stem.removeprefix("test_") for path in (folder / "ops").glob("test_*.py")}
-    # Attention has shapes of its own, and so a file of its own.
-    assert files == with_floor - {"attention_capture"}
-    assert SCALES["full"].ops == BENCHMARK_SHAPES
-    assert label(BENCHMARK_SHAPES[0]) == "N = 2048, d = 512, F = 16384, k = 32"
+    with_spec = {name: module.SPEC for name, module in modules.items() if hasattr(module, "SPEC")}
+    # Attention has shapes of its own, and so a subject of its own.
+    assert set(CONTENDERS) == set(with_spec) - {"attention_capture"}
+    for case in cases("ops", "full"):
+        spec, shape = with_spec[case.options["op"]], case.options["shape"]
+        assert shape in BENCHMARK_SHAPES and "trustbench" in case.contenders
+        assert case.floor == Floor(spec.bytes(shape), spec.flops(shape))
+    assert label(BENCHMARK_SHAPES[0]._asdict()) == "N = 2048, d = 512, F = 16384, k = 32"
 
 
-def test_every_subject_is_there():
-    for subject in subjects():
-        assert subject.path().exists(), subject.name
-        module = subject.load()
-        assert callable(module.table) and callable(module.figure)
+@pytest.mark.parametrize("scale", ["toy", "quick", "full"])
+def test_every_subject_has_its_cases_and_its_section(scale):
+    for subject in suite.SUBJECTS:
+        assert subject in report.SUBJECTS
+        assert subject == "scaling" or cases(subject, scale)
+    kinds = [case.keys["matmul"] for case in cases("step", "gpu", gpu=True)]
+    assert kinds == ["bf16"]  # a GPU's
 
 
-def test_the_whole_way_at_toy_sizes(tmp_path, capfd):
-    options = {"scale": "toy", "only": ["ops"], "peers_python": "", "readme": False}
-    assert run(out=tmp_path / "run", compare=None, **options) == 0
-    written = json.loads((tmp_path / "run" / "bench.json").read_text())
-    assert written["machine_info"]["commit"] and written["machine_info"]["ceilings"]["flops"]["bf16"]
-    assert "node" not in written["machine_info"] and written["absent"] == []
-    found = [case["extra_info"]["ops"] for case in written["benchmarks"]]
-    assert {row["contender"] for row in found} > {"trustbench", "torch: embedding_bag"}
-    assert all(row["floor"] > 0 for row in found)
-    assert (tmp_path / "run" / "bench.html").exists()
-    assert "| torch: embedding_bag |" in capfd.readouterr().out
+def test_the_whole_way_at_toy_sizes(tmp_path, capsys):
+    assert cpu(BenchConfig(only="ops", out=str(tmp_path)), "toy") == 0
+    table, about = read(tmp_path / "bench.jsonl")
+    assert about["commit"] and about["config"]["ceilings"]["bf16"] > 0 and about["date"]
+    assert {row["contender"] for row in table} > {"trustbench", "torch: embedding_bag"}
+    assert all(row["floor"] > 0 and row["subject"] == "ops" for row in table)
+    assert (tmp_path / "bench.html").exists()
+    assert "| torch: embedding_bag |" in capsys.readouterr().out
 
 
 def test_a_record_of_other_shapes_is_told_before_anything_runs(tmp_path):
-    earlier = tmp_path / "earlier.json"
-    earlier.write_text(json.dumps(rows.record()))
-    options = {"scale": "quick", "only": [], "peers_python": "", "readme": False}
+    rows.record().write(tmp_path / "earlier.jsonl", rows.ABOUT)
     with pytest.raises(InputError, match="a record of --quick, not --toy"):
-        run(out=tmp_path / "run", compare=earlier, **options)
-
-
-def test_an_unknown_subject_is_told_before_anything_runs(tmp_path):
-    options = {"scale": "toy", "peers_python": "", "compare": None, "readme": False}
-    with pytest.raises(InputError, match="only='stpe': expected subjects out of: step, quality"):
-        run(out=tmp_path / "run", only=["ops", "stpe"], **options)
-    assert not (tmp_path / "run").exists()
+        cpu(BenchConfig(compare=str(tmp_path / "earlier.jsonl")), "quick")

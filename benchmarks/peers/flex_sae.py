@@ -32,6 +32,12 @@ def kernels() -> Callable[..., Tensor]:
     return get_kernel("t-tech/flex-sae").triton_topk_sae_loss
 
 
+def bag_loss(indices: Tensor, W_dec: Tensor, values: Tensor, b_dec: Tensor, x: Tensor) -> Tensor:
+    """mean (x - Σ values W_dec[indices] - b_dec)², by torch's own functions."""
+    x_hat = torch.nn.functional.embedding_bag(indices, W_dec, per_sample_weights=values, mode="sum")
+    return (x - x_hat - b_dec).square().mean()
+
+
 class Loss(torch.autograd.Function):
     """mean (x - Σ values W_dec[indices] - b_dec)², by the same formulation."""
 
