@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.guard import cuda, native, ratios, records
+from benchmarks.guard import cuda, native, ratios, records, sass, triton
 
 
 def check() -> bool:
@@ -22,8 +22,8 @@ def check() -> bool:
     return all([check_counts(), _check_cuda(), _check_ratios()])
 
 
-def check_counts(csrc: Path = native.CSRC) -> bool:
-    """Whether the kernels of csrc/, or of a copy of it, execute what is recorded."""
+def check_counts(root: Path = native.ROOT) -> bool:
+    """Whether the kernels of this checkout, or of a copy of it, execute what is recorded."""
     made_by, has = native.compiler(), native.isas()
     recorded = records.read(records.path_of("cpp", made_by))
     if recorded is None:
@@ -33,13 +33,13 @@ def check_counts(csrc: Path = native.CSRC) -> bool:
     if absent:
         print(f"C++: not compared, as this processor lacks them: {', '.join(sorted(absent))}")
     kept = {name: n for name, n in recorded.items() if name.rpartition(", ")[2] in has}
-    found = native.count(csrc)
+    found = native.count(root)
     return _say(f"C++, {made_by}: {len(found)} counts of instructions", records.changes(kept, found))
 
 
 def _check_cuda() -> bool:
-    built, cuobjdump = cuda.module(), cuda.disassembler()
-    if built is None or cuobjdump is None:
+    built, tools = cuda.module(), sass.tools()
+    if built is None or tools is None:
         missing = (
             "trustbench._cuda is not built" if built is None else "Triton's cuobjdump is missing"
         )
@@ -50,7 +50,7 @@ def _check_cuda() -> bool:
     if recorded is None:
         print(f"CUDA: not compared. There is no record for {made_by}; {records.UPDATE} makes one.")
         return True
-    found = cuda.measure(built, cuobjdump)
+    found = cuda.measure(built, tools)
     return _say(f"CUDA, {made_by}: {len(found)} kernels", records.changes(recorded, found))
 
 
@@ -66,8 +66,6 @@ def _check_ratios() -> bool:
 
 def update() -> None:
     """Measure everything there is here and record it."""
-    from tests.kernels import resources  # compiles with Triton
-
     has = native.isas()
     counts = records.path_of("cpp", native.compiler())
     kept = records.read(counts) or {}  # of instruction sets that this processor lacks
@@ -76,10 +74,10 @@ def update() -> None:
         counts: kept | native.count(),
         records.path_of("ratios", ratios.version()): ratios.measure(),
     }
-    built, cuobjdump = cuda.module(), cuda.disassembler()
-    if built and cuobjdump:
-        new[records.path_of("cuda", cuda.compiler(built))] = cuda.measure(built, cuobjdump)
-    new[records.path_of("triton", resources.version())] = resources.named(resources.measured())
+    built, tools = cuda.module(), sass.tools()
+    if built and tools:
+        new[records.path_of("cuda", cuda.compiler(built))] = cuda.measure(built, tools)
+    new[records.path_of("triton", triton.version())] = triton.named(triton.measured())
     for path, figures in new.items():
         _say(f"{path.name}: {len(figures)} figures", records.write(path, figures))
 

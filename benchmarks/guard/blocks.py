@@ -1,4 +1,4 @@
-"""Assembly that counts the instructions it executes.
+"""Code that counts the instructions it executes: what CMake runs g++ through (CXX_COMPILER_LAUNCHER).
 
 A basic block is a run of instructions that begins at a label or after a jump: all of it runs, or
 nothing. So one addition at its beginning counts it, and a program counts itself in milliseconds, with
@@ -10,6 +10,8 @@ red zone; the assembler's padding is not counted.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 
 COUNTER = "guard_instructions"
@@ -50,3 +52,20 @@ def _closed(block: list[str], size: int) -> Iterable[str]:
     if size:
         yield _COUNT.format(size)
     yield from block
+
+
+def compile_counted(command: list[str]) -> None:
+    """Run a compiler's command, "... -o OBJECT -c SOURCE", with its assembly counted on the way."""
+    place = command.index("-o") + 1
+    to_assembly = ["-S" if word == "-c" else word for word in command]
+    to_assembly[place] = "-"
+    made = subprocess.run(to_assembly, stdout=subprocess.PIPE, text=True, check=True)
+    assemble = [command[0], "-x", "assembler", "-c", "-", "-o", command[place]]
+    subprocess.run(assemble, input=counted(made.stdout), text=True, check=True)
+
+
+if __name__ == "__main__":
+    try:
+        compile_counted(sys.argv[1:])
+    except subprocess.CalledProcessError as error:  # the compiler has said why
+        sys.exit(error.returncode)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 from pathlib import Path
 
 from benchmarks.guard import sass
@@ -23,18 +22,10 @@ def compiler(built: Path) -> str:
     return f"nvcc {found[1].decode()}"
 
 
-def disassembler() -> Path | None:
-    """cuobjdump, which Triton brings along."""
-    found = importlib.util.find_spec("triton")
-    if found is None or found.origin is None:
-        return None
-    return Path(found.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-
-
-def measure(built: Path, cuobjdump: Path) -> dict[str, dict[str, int]]:
+def measure(built: Path, tools: Path) -> dict[str, dict[str, int]]:
     """Registers, stack, shared memory and the mix of instructions, by "KERNEL, sm_NN"."""
-    usage = _by_architecture(_output(cuobjdump, "--dump-resource-usage", built))
-    listing = _by_architecture(_output(cuobjdump, "--dump-sass", built))
+    usage = _by_architecture(sass.output(tools / "cuobjdump", "--dump-resource-usage", built))
+    listing = _by_architecture(sass.output(tools / "cuobjdump", "--dump-sass", built))
     found = {}
     for arch in usage.keys() & listing.keys():
         needs = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage[arch])
@@ -56,11 +47,5 @@ def _by_architecture(text: str) -> dict[str, str]:
 
 def _readable(symbol: str) -> str:
     """A kernel's name with its template's arguments."""
-    name = _output("c++filt", symbol).strip()
+    name = sass.output("c++filt", symbol).strip()
     return re.sub(r"\(.*", "", name).removeprefix("void ").replace("tb::", "")
-
-
-def _output(*command: object) -> str:
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=True
-    ).stdout

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
 from collections import Counter
+from pathlib import Path
 
 # "        /*0080*/               @P0 EXIT ;", where nvdisasm and cuobjdump agree.
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.M)
@@ -19,6 +22,20 @@ _CLASSES = (
 )  # fmt: skip
 _PATTERNS = [(name, re.compile(rf"(?:{pattern})$")) for name, pattern in _CLASSES]
 NAMES = ["instructions", *(name for name, _ in _CLASSES), "other"]
+
+
+def tools() -> Path | None:
+    """Where Triton keeps the disassemblers that it brings along."""
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "backends" / "nvidia" / "bin"
+
+
+def output(*command: object) -> str:
+    """What a tool prints."""
+    words = [str(part) for part in command]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def mix(listing: str) -> dict[str, int]:

@@ -7,15 +7,17 @@ It compiles every kernel for every instruction set, and takes minutes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.guard import __main__ as guard
-from benchmarks.guard import native
+from benchmarks.guard import native, records
 
 pytestmark = pytest.mark.slow
 
@@ -50,42 +52,48 @@ AGAIN = {
 
 
 def test_every_kernel_is_slowed_here():
-    table = (native.CSRC / "table.h").read_text()
+    table = (native.ROOT / "csrc/table.h").read_text()
     assert set(re.findall(r"^\w+ (\w+)\(", table, re.M)) == set(AGAIN)
 
 
-def slow_down(kernel: str, csrc: Path) -> None:
-    """Patches a kernel in a copy of csrc/."""
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """What CMake reads of a checkout, to be patched."""
+    root = tmp_path_factory.mktemp("checkout")
+    shutil.copy(native.ROOT / "CMakeLists.txt", root)
+    for folder in ("csrc", "benchmarks/guard"):
+        shutil.copytree(native.ROOT / folder, root / folder)
+    return root
+
+
+@contextlib.contextmanager
+def slowed_down(kernel: str, csrc: Path) -> Iterator[None]:
     beginning = re.compile(rf"^\w+ {kernel}\([^{{;]*\{{\n", re.M)
-    (source,) = (path for path in csrc.glob("*_cpu.cpp") if beginning.search(path.read_text()))
-    source.write_text(beginning.sub(lambda m: f"{m[0]}    {AGAIN[kernel]}\n", source.read_text()))
+    (source,) = (path for path in csrc.rglob("*_cpu.cpp") if beginning.search(path.read_text()))
+    text = source.read_text()
+    source.write_text(beginning.sub(lambda m: f"{m[0]}    {AGAIN[kernel]}\n", text))
+    yield
+    source.write_text(text)
 
 
 @pytest.mark.parametrize("kernel", AGAIN)
-def test_a_slowdown_is_found_and_named(kernel, tmp_path, capsys):
-    csrc = tmp_path / "csrc"
-    shutil.copytree(native.CSRC, csrc)
-    slow_down(kernel, csrc)
-    assert not guard.check_counts(csrc)
+def test_a_slowdown_is_found_and_named(kernel, checkout, capsys):
+    with slowed_down(kernel, checkout / "csrc"):
+        assert not guard.check_counts(checkout)
     named = re.findall(rf"^ *\S+ +\S+  {kernel}\b.*: \+([\d.]+) %$", capsys.readouterr().out, re.M)
-    assert len(named) == len(of_kernel(kernel, native.count()))
+    recorded = records.read(records.path_of("cpp", native.compiler()))
+    cases = [name for name in recorded if name.rpartition(", ")[2] in native.isas()]
+    assert len(named) == len([name for name in cases if re.match(rf"{kernel}\b", name)])
     more = [float(percent) for percent in named]
     with capsys.disabled():
         print(f"\n{kernel}: {min(more):+} to {max(more):+} % in {len(more)} cases")
 
 
-def of_kernel(kernel: str, counts: dict[str, int]) -> dict[str, int]:
-    """The counts of its cases."""
-    return {name: n for name, n in counts.items() if re.match(rf"{kernel}\b", name)}
-
-
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind here")
 @pytest.mark.parametrize("isa", ["portable", "avx2"])  # valgrind knows no AVX-512
-def test_callgrind_counts_the_same(isa, tmp_path, monkeypatch):
-    counts = {name: n for name, n in native.count().items() if name.endswith(f", {isa}")}
-    monkeypatch.setattr(native, "counted", lambda assembly: assembly)
-    monkeypatch.setattr(native, "FOLDER", tmp_path / "build")
-    program = native.Build(native.CSRC).programs([isa])[isa]
+def test_callgrind_counts_the_same(isa, tmp_path):
+    counts = native.count()
+    program = native.build(native.ROOT, "plain") / f"driver_{isa}"
     profile = tmp_path / "profile"
     command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", program]
     subprocess.run(command, capture_output=True, check=True)
@@ -99,6 +107,7 @@ def test_callgrind_counts_the_same(isa, tmp_path, monkeypatch):
         found = re.search(rf"^ *([\d,]+) .*:tb::{isa}::{kernel}\(", totals, re.M)
         assert found, kernel
         with_libc = int(found[1].replace(",", ""))
-        ours = sum(of_kernel(kernel, counts).values())
+        own = re.compile(rf"{kernel}\b.*, {isa}$")
+        ours = sum(n for name, n in counts.items() if own.match(name))
         print(f"{isa}, {kernel}: {with_libc} by callgrind, {ours} counted")
         assert 0.95 * with_libc < ours < 1.001 * with_libc

@@ -160,7 +160,7 @@ def test_every_width_has_a_tile(monkeypatch):
 
 CAPPED = """
 import json, triton
-from tests.kernels import resources
+from benchmarks.guard.triton import measure
 from trustbench.kernels.triton import attention_capture
 
 compile, builds, found = triton.compile, attention_capture.BUILDS, []
@@ -171,7 +171,7 @@ for place, build in enumerate(builds):
     if 90 in build.targets and lean and (build.constants["BM"], build.constants["BN"]) in sizes:
         cap = {"maxnreg": tiles[0].registers}
         triton.compile = lambda source, target, options: compile(source, target, options | cap)
-        found.append(resources.measure("attention_capture", place, 90) | cap)
+        found.append(measure(("attention_capture", place), 90) | cap)
 print(json.dumps(found))
 """
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks.guard import records
-from tests.kernels.resources import builds, measured, named, version
+from benchmarks.guard.triton import Place, build_of, builds, measured, named, version
 
 
-def described(place: tuple[str, int]) -> str:
-    module, i = place
-    build = importlib.import_module(f"trustbench.kernels.triton.{module}").BUILDS[i]
+def described(place: Place) -> str:
+    build = build_of(place)
     return f"{build.kernel.fn.__name__}: {build.name}"
 
 
@@ -30,9 +28,8 @@ def figures() -> dict[tuple[str, str, str], list[dict]]:
 
 @pytest.mark.parametrize("place", list(builds()), ids=described)
 def test_stays_within_its_limits(place, figures):
-    module, i = place
-    build = importlib.import_module(f"trustbench.kernels.triton.{module}").BUILDS[i]
-    found = figures[module, build.kernel.fn.__name__, build.name]
+    build = build_of(place)
+    found = figures[place[0], build.kernel.fn.__name__, build.name]
     assert [figure["target"] for figure in found] == list(build.targets)
     for figure in found:
         assert figure["registers"] <= build.limits.registers, figure

@@ -1,6 +1,6 @@
-"""Compile every shipped kernel with no GPU, and read what the machine code needs.
+"""Compile every shipped Triton kernel with no GPU, and read what the machine code needs.
 
-    python -m tests.kernels.resources [--kernel NAME ...] > resources.json
+    python -m benchmarks.guard.triton [--kernel NAME ...] > resources.json
 
 One process compiles for all targets (in worker processes: Triton must not run in its interpreter
 there). Figures come from the tools that Triton carries: registers and stack from cuobjdump, the
@@ -24,14 +24,15 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from benchmarks.guard import sass
 
-TARGETS = (80, 90, 100)
+Place = tuple[str, int]  # a module of the kernels, and which of its BUILDS
 
 
-def builds() -> Iterator[tuple[str, int]]:
-    """(module, place in its BUILDS) of every shipped configuration."""
+def builds() -> Iterator[Place]:
+    """Every shipped configuration."""
     import trustbench.kernels.triton as package
 
     for module in pkgutil.iter_modules(package.__path__):
@@ -40,14 +41,19 @@ def builds() -> Iterator[tuple[str, int]]:
             yield module.name, place
 
 
-def measure(module: str, place: int, target: int) -> dict[str, object]:
+def build_of(place: Place) -> Any:
+    """What is shipped there."""
+    return importlib.import_module(f"trustbench.kernels.triton.{place[0]}").BUILDS[place[1]]
+
+
+def measure(place: Place, target: int) -> dict[str, Any]:
     """Compile one configuration for one target."""
     warnings.simplefilter("ignore")
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    build = importlib.import_module(f"trustbench.kernels.triton.{module}").BUILDS[place]
+    build = build_of(place)
     fixed = dict(build.constants) | {n: None for n, kind in build.signature.items() if kind is None}
     names = build.kernel.arg_names
     kinds = {n: "constexpr" if n in fixed else build.signature[n] for n in names}
@@ -61,24 +67,24 @@ def measure(module: str, place: int, target: int) -> dict[str, object]:
     )
     options = {"num_warps": build.warps, "num_stages": build.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    code = compiled.asm["cubin"]
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    tools = sass.tools()
+    assert tools is not None  # Triton is here
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code)
+        file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        listing = _output(tools / "nvdisasm", "-c", file.name)
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    opcodes = sass.opcodes(listing)
+        usage = sass.output(tools / "cuobjdump", "--dump-resource-usage", file.name)
+        listing = sass.output(tools / "nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
     return {
-        "module": module,
+        "module": place[0],
         "name": build.name,
         "kernel": build.kernel.fn.__name__,
         "target": target,
-        "registers": registers,
-        "stack": stack,
+        "registers": int(found[1]),
+        "stack": int(found[2]),
         "shared": compiled.metadata.shared,
-        "wgmma": opcodes.count("HGMMA"),
+        "wgmma": sass.opcodes(listing).count("HGMMA"),
         "mix": sass.mix(listing),
     }
 
@@ -88,7 +94,7 @@ def version() -> str:
     return importlib.metadata.version("triton").partition("+")[0]
 
 
-def named(figures: list[dict]) -> dict[str, dict[str, int]]:
+def named(figures: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """What is recorded of every kernel, by "MODULE, KERNEL, BUILD, sm_NN"."""
     return {
         f"{f['module']}, {f['kernel']}, {f['name']}, sm_{f['target']}": {
@@ -99,39 +105,30 @@ def named(figures: list[dict]) -> dict[str, dict[str, int]]:
     }
 
 
-def measured() -> list[dict]:
+def measured() -> list[dict[str, Any]]:
     """Every figure, compiled in a process without the interpreter."""
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.resources"],
+        [sys.executable, "-m", "benchmarks.guard.triton"],
         cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
 
 
-def _output(*command: object) -> str:
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=True
-    ).stdout
-
-
-def measure_all(only: list[str] | None = None) -> list[dict[str, object]]:
-    """Every configuration for every target it is shipped for."""
-    jobs = []
-    for module, place in builds():
-        build = importlib.import_module(f"trustbench.kernels.triton.{module}").BUILDS[place]
-        if only is None or module in only:
-            jobs += [(module, place, target) for target in build.targets]
-    with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), 8), get_context("spawn")) as pool:
-        return list(pool.map(measure, *zip(*jobs, strict=True)))
-
-
 def main() -> None:
-    """Print the figures as JSON."""
+    """Print the figures of every configuration for every target it is shipped for, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernel", action="append")
-    print(json.dumps(measure_all(parser.parse_args().kernel), indent=1))
+    only = parser.parse_args().kernel
+    jobs = [
+        (place, target)
+        for place in builds()
+        if only is None or place[0] in only
+        for target in build_of(place).targets
+    ]
+    with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), 8), get_context("spawn")) as pool:
+        print(json.dumps(list(pool.map(measure, *zip(*jobs, strict=True))), indent=1))
 
 
 if __name__ == "__main__":
