@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from tests.models.families import DEPTH, FAMILIES, attended, model_of
+from trustbench import attention
 from trustbench.errors import InputError
 from trustbench.models import (
     ActivationCapture,
@@ -320,6 +321,18 @@ def test_blocks_nest_the_outer_function_first(family, site):
             model(IDS)
         assert torch.equal(inner[point.name], outer[point.name])
         model(IDS)
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPTNeo", "Falcon"])
+def test_attention_is_captured_as_it_is_under_hooks(family):
+    model = model_of(family)
+    queries = {p: torch.zeros_like for (_, site), p in points_of(family).items() if site == "q"}
+    with hooked(model, queries):
+        layers = attention.capture(model, IDS)
+    assert len(layers) == DEPTH
+    for layer in layers.values():  # without queries every visible key has the same weight
+        visible = torch.arange(1.0, 16).expand_as(layer.entropy)
+        torch.testing.assert_close(layer.entropy.exp(), visible, rtol=1e-4, atol=1e-4)
 
 
 def test_the_model_may_add_to_a_tensor_that_was_read():

@@ -18,6 +18,7 @@ from trustbench.attention.patterns import Form, patterns
 from trustbench.attention.patterns import by_distance as by_distance_of
 from trustbench.attention.patterns import divergence as divergence_of
 from trustbench.errors import InputError, bad
+from trustbench.models.attention_taps import tapped
 from trustbench.models.hook_points import decoder_layers
 from trustbench.models.inline_attention import Call, called, inline_modules
 from trustbench.ops import Attention, attention_capture
@@ -123,7 +124,7 @@ def capture(
     try:
         _set_implementation(model, _NAME)
         real = None if attention_mask is None else attention_mask.bool()
-        with recorded(linear_layers(model), keep, real), called(model, _inline):
+        with recorded(linear_layers(model), keep, real), called(model, tapped(_inline)):
             optional = {"attention_mask": attention_mask, "position_ids": position_ids}
             model.base_model(
                 input_ids=input_ids.to(model.device),

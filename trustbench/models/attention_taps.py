@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from trustbench.models.inline_attention import Call, called
+from trustbench.models.inline_attention import Attend, Call, called
 
 Tap = Callable[[Tensor], Tensor]  # [B, H, T, D] -> [B, H, T, D]
 
@@ -58,7 +58,7 @@ def attention_tapped(model: Any, taps: Mapping[nn.Module, Mapping[str, Tap]]) ->
     mine = _Tapped(model, taps, {part: block for block in taps for part in block.modules()})
     with ExitStack() as stack:
         if all(other.model is not model for other in _tapped):
-            stack.enter_context(called(model, _attend))
+            stack.enter_context(called(model, tapped(lambda call: call.run(call.q, call.k, call.v))))
         for block, functions in taps.items():
             if not functions.keys().isdisjoint("kv"):
                 _stand_in(block, stack)
@@ -74,15 +74,15 @@ def attention_tapped(model: Any, taps: Mapping[nn.Module, Mapping[str, Tap]]) ->
 
 
 def _passed(block: nn.Module, kind: str, states: Tensor) -> Tensor:
-    for tapped in _tapped:
-        if tap := tapped.taps.get(block, {}).get(kind):
+    for one in _tapped:
+        if tap := one.taps.get(block, {}).get(kind):
             states = tap(states)
     return states
 
 
 def _attended(module: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What an attention function gets: q [B, H, T, D], and k, v [B, H_kv, S, D] with the cached."""
-    home = next((tapped for tapped in _tapped if module in tapped.blocks), None)
+    home = next((one for one in _tapped if module in one.blocks), None)
     if home is None:
         return q, k, v
     block = home.blocks[module]
@@ -141,8 +141,14 @@ def _stand_in(block: nn.Module, stack: ExitStack) -> None:
     stack.callback(block.register_forward_hook(leave, always_call=True).remove)
 
 
-def _attend(call: Call) -> Tensor:
-    return call.run(*_attended(call.module, call.q, call.k, call.v))
+def tapped(attend: Attend) -> Attend:
+    """For `inline_attention.called`: the same, of what the taps of a hooked model give."""
+
+    def attend_tapped(call: Call) -> Tensor:
+        q, k, v = _attended(call.module, call.q, call.k, call.v)
+        return attend(call._replace(q=q, k=k, v=v))
+
+    return attend_tapped
 
 
 def _tap_interface() -> None:
@@ -159,9 +165,9 @@ def _tapping(get_interface: Callable[..., Any]) -> Callable[..., Any]:
     def get(*args: Any, **kwargs: Any) -> Any:
         attention = get_interface(*args, **kwargs)
 
-        def tapped(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **etc: Any) -> Any:
+        def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **etc: Any) -> Any:
             return attention(module, *_attended(module, q, k, v), *rest, **etc)
 
-        return tapped
+        return attend
 
     return get
