@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,73 @@ def test_files_are_documented_and_short(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text))
     assert len(text.splitlines()) <= 400
+
+
+# Who writes JSON other than results, and what.
+JSON = {
+    "activations/cache.py": "the index of a cache",
+    "attention/head_attention.py": "the index of captured layers",
+    "files.py": "atomic_write_json itself",
+    "kernels/triton/_tuned.py": "the fastest configurations of kernels",
+    "report/table.py": "results",
+    "sae/model.py": "an SAE's config",
+    "training/checkpoint.py": "a checkpoint's state",
+    "training/loop.py": "a run's config",
+}
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+
+
+def called(path: Path) -> Iterator[str]:
+    """Names of what a file calls: `f`, or `f` of `a.b.f`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            function = node.func
+            yield getattr(function, "attr", None) or getattr(function, "id", "")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of the modules, and of what is taken from them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def house(path: Path) -> str:
+    """A source's path in the package; kernels/triton is installed into it."""
+    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
+
+
+def test_results_are_written_by_tables_alone():
+    writers = {"dump", "dumps", "atomic_write_json"}
+    assert {house(p) for p in [*SOURCES, *KERNELS] if writers & set(called(p))} == set(JSON)
+
+
+def test_figures_are_drawn_in_the_one_style():
+    """matplotlib is imported by report/style.py, and by files of the name figures.py above it."""
+    for path in [*SOURCES, *KERNELS]:
+        if any(name.split(".")[0] == "matplotlib" for name in imported(path)):
+            # charts.py: the figure style that benchmarks/ borrows.
+            assert house(path) in ("report/style.py", "studies/demo/charts.py") or (
+                path.name == "figures.py" and HEIGHT[house(path).split("/")[0]] > HEIGHT["report"]
+            ), house(path)
+
+
+def test_no_study_imports_another():
+    for path in (PACKAGE / "studies").glob("*/**/*.py"):
+        own = path.relative_to(PACKAGE / "studies").parts[0]
+        for name in imported(path):
+            if name.startswith("trustbench.studies."):
+                other = name.split(".")[2]
+                assert other == own or not (PACKAGE / "studies" / other).is_dir(), path
+
+
+@pytest.mark.parametrize("room", ["tests", "benchmarks"])
+def test_the_package_imports_neither_tests_nor_benchmarks(room):
+    for path in [*SOURCES, *KERNELS]:
+        assert room not in {name.split(".")[0] for name in imported(path)}, path
 
 
 def test_import_is_light():

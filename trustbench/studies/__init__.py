@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,9 +19,6 @@ from trustbench.errors import bad
 from trustbench.report import Table, about, style
 from trustbench.report import page as pages
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # A name, and where its Study is; nothing is imported until it is asked for.
 STUDIES = {"demo": "trustbench.studies.demo:STUDY"}
 
@@ -29,7 +26,7 @@ STUDIES = {"demo": "trustbench.studies.demo:STUDY"}
 class Plot(NamedTuple):
     """A figure of a study."""
 
-    draw: Callable[..., Figure]  # takes the tables below, one argument each
+    draw: style.Draw  # takes the tables below, one argument each
     tables: tuple[str, ...]
     alt: str  # what it shows, in words
 
