@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,10 +126,9 @@ def test_figures_are_drawn_in_the_one_style():
     """matplotlib is imported by report/style.py, and by files of the name figures.py above it."""
     for path in [*SOURCES, *KERNELS]:
         if any(name.split(".")[0] == "matplotlib" for name in imported(path)):
-            # charts.py: the figure style that benchmarks/ borrows.
-            assert house(path) in ("report/style.py", "studies/demo/charts.py") or (
-                path.name == "figures.py" and HEIGHT[house(path).split("/")[0]] > HEIGHT["report"]
-            ), house(path)
+            above = HEIGHT[house(path).split("/")[0]] > HEIGHT["report"]
+            allowed = house(path) == "report/style.py" or (path.name == "figures.py" and above)
+            assert allowed, house(path)
 
 
 def test_no_study_imports_another():
@@ -144,6 +144,7 @@ def test_no_study_imports_another():
 def test_the_package_imports_neither_tests_nor_benchmarks(room):
     for path in [*SOURCES, *KERNELS]:
         assert room not in {name.split(".")[0] for name in imported(path)}, path
+        assert not re.search(rf"""import_module\(["']{room}""", path.read_text()), path
 
 
 def test_import_is_light():

@@ -35,7 +35,6 @@ _HOMES = {
     "SAEConfig": "trustbench.sae:SAEConfig",
     "Spill": "trustbench.buffer:Spill",
     "loss": "trustbench.sae:loss",
-    "study": "trustbench.studies:study",
 }
 for _command in COMMANDS.values():  # the verbs and their configs
     for _dotted in (_command.call, _command.config):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from trustbench import devices, files
+from trustbench import commands, devices, files
 from trustbench.errors import bad
 from trustbench.report import Table, about, style
 from trustbench.report import page as pages
@@ -47,8 +46,7 @@ def load(name: str) -> Study:
     """The study of a name; InputError for a name that is not in STUDIES."""
     if name not in STUDIES:
         raise bad("study", name, f"one of: {', '.join(STUDIES)}")
-    module, attribute = STUDIES[name].split(":")
-    return getattr(import_module(module), attribute)
+    return commands.load(STUDIES[name])
 
 
 def study(name: str, config: Any = None, *, progress: bool = True) -> dict[str, Table]:
