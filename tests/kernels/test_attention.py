@@ -56,15 +56,15 @@ def assert_equals_reference(
 @pytest.mark.parametrize("window", [0, 1, 9, 40])
 def test_tiles_seen_whole_and_in_part(causal, window):
     """Both gaps of both paths: window edges, the last keys in the middle, ragged ends."""
-    for (T, S), last_n in product(((70, 70), (21, 85)), (1, 20)):
+    for T, S, last_n in (70, 70, 1 if causal else 20), (21, 85, 20 if causal else 1):
         given = inputs(2, 1, T, S, 16, torch.float32)
         assert_equals_reference(*given, causal=causal, window=window, last_n=last_n)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("top", [0, 1, 3, 16])
-@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-def test_everything_at_once(dtype, top, bias):
+def test_everything_at_once(dtype, top):
+    bias = (dtype == torch.bfloat16) != (top in (1, 16))  # with every top, and with every dtype
     given = inputs(4, 2, 50, 67, 24, dtype, B=2)
     segments = torch.tensor([0, 0, 1, -2, 2, 2, -1, 3]).repeat_interleave(9)[:67].int()
     assert_equals_reference(

@@ -8,13 +8,12 @@ import torch
 from tests.ops.cases import (
     as_csr,
     assert_accurate,
-    dtypes,
+    cells,
     entries,
     implementations,
     isas,
     malformed_codes,
     running,
-    shapes,
     strided,
     topk_code,
 )
@@ -23,9 +22,7 @@ from trustbench.errors import InputError
 from trustbench.ops.spec import Shape
 
 
-@implementations
-@shapes
-@dtypes
+@cells
 @pytest.mark.parametrize("layout", ["topk", "csr"])
 def test_matches_the_definition(isa, shape, dtype, layout):
     values, indices = topk_code(shape, dtype)

@@ -8,6 +8,7 @@ import torch
 from tests.ops.cases import (
     as_csr,
     assert_accurate,
+    cells,
     dense,
     dtypes,
     encoder_inputs,
@@ -15,7 +16,6 @@ from tests.ops.cases import (
     isas,
     malformed_codes,
     running,
-    shapes,
     strided,
     topk_code,
 )
@@ -24,9 +24,7 @@ from trustbench.errors import InputError
 from trustbench.ops.spec import Shape
 
 
-@implementations
-@shapes
-@dtypes
+@cells
 @pytest.mark.parametrize("layout", ["topk", "csr"])
 def test_matches_the_definition(isa, shape, dtype, layout):
     values, indices = topk_code(shape, dtype)

@@ -7,15 +7,14 @@ import torch
 
 from tests.ops.cases import (
     assert_accurate,
+    cells,
     dense,
-    dtypes,
     encoder_inputs,
     exact_pre,
     implementations,
     isas,
     plain_pre,
     running,
-    shapes,
 )
 from trustbench import ops
 from trustbench.errors import InputError
@@ -25,9 +24,7 @@ from trustbench.ops.spec import Shape
 ODD = Shape(37, 130, 515, 9)
 
 
-@implementations
-@shapes
-@dtypes
+@cells
 def test_keeps_the_largest_of_the_batch(isa, shape, dtype):
     x, W, b = encoder_inputs(shape, dtype)
     with running(isa, threads=2):

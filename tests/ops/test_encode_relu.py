@@ -7,15 +7,14 @@ import torch
 
 from tests.ops.cases import (
     assert_accurate,
+    cells,
     dense,
-    dtypes,
     encoder_inputs,
     exact_pre,
     implementations,
     isas,
     plain_pre,
     running,
-    shapes,
 )
 from trustbench import ops
 from trustbench.errors import InputError
@@ -25,9 +24,7 @@ from trustbench.ops.spec import Shape
 ODD = Shape(37, 130, 515, 9)
 
 
-@implementations
-@shapes
-@dtypes
+@cells
 @pytest.mark.parametrize("with_threshold", [False, True])
 def test_keeps_exactly_what_is_above(isa, shape, dtype, with_threshold):
     x, W, b = encoder_inputs(shape, dtype)

@@ -8,6 +8,7 @@ import torch
 from tests.ops.cases import (
     ISAS,
     assert_accurate,
+    cells,
     dense,
     dtypes,
     encoder_inputs,
@@ -45,9 +46,7 @@ def check_selection(code, x, W, b, k, matmul_dtype, eps=0.0):
     assert (code.values[:, :-1] >= code.values[:, 1:]).all()
 
 
-@implementations
-@shapes
-@dtypes
+@cells
 def test_selects_the_k_largest(isa, shape, dtype):
     x, W, b = encoder_inputs(shape, dtype)
     with running(isa):

@@ -8,12 +8,12 @@ import torch
 from tests.ops.cases import (
     as_csr,
     assert_accurate,
+    cells,
     dense,
     dtypes,
     implementations,
     malformed_codes,
     running,
-    shapes,
     topk_code,
 )
 from trustbench import ops
@@ -32,9 +32,7 @@ def inputs(shape, dtype, layout):
     return values, indices, W, b, torch.randn(shape.N, shape.d).to(dtype), offsets
 
 
-@implementations
-@shapes
-@dtypes
+@cells
 @pytest.mark.parametrize("layout", ["topk", "csr"])
 def test_matches_the_definition(isa, shape, dtype, layout):
     values, indices, W, b, x, offsets = inputs(shape, dtype, layout)

@@ -9,12 +9,11 @@ from tests.ops.cases import (
     ISAS,
     as_csr,
     assert_accurate,
+    cells,
     dense,
-    dtypes,
     implementations,
     malformed_codes,
     running,
-    shapes,
     topk_code,
 )
 from trustbench import ops
@@ -22,9 +21,7 @@ from trustbench.errors import InputError
 from trustbench.ops.spec import Shape
 
 
-@implementations
-@shapes
-@dtypes
+@cells
 @pytest.mark.parametrize("layout", ["topk", "csr"])
 def test_matches_the_definition(isa, shape, dtype, layout):
     coefs, indices = topk_code(shape, dtype)
