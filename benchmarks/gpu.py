@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmarks.cases import ROUNDS, cases
 from benchmarks.clocks import clock_of, failure, seconds
 from benchmarks.floors import measure_ceilings
 from benchmarks.record import Row, about
+from benchmarks.scaling_ranks import speed
 from benchmarks.workers import ROOT, measure_here
 from trustbench import ops
 from trustbench.errors import bad
@@ -34,15 +35,13 @@ from trustbench.training import TrainConfig, train
 from trustbench.training.memory import predict
 from trustbench.training.tune import timings
 
-# Regimes of a whole run: fields of TrainConfig.
-REGIMES: dict[str, dict[str, Any]] = {
-    "TopK": {"activation": "topk"},
-    "TopK, bf16 state": {"activation": "topk", "state_dtype": "bf16"},
-    "ReLU": {"activation": "relu"},
-    "BatchTopK": {"activation": "batchtopk"},
+# Regimes of a whole run: the activation, and fields of TrainConfig.
+REGIMES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "TopK": ("topk", {}),
+    "TopK, bf16 state": ("topk", {"state_dtype": "bf16"}),
+    "ReLU": ("relu", {}),
+    "BatchTopK": ("batchtopk", {}),
 }
-
-
 _WIDTH = 1024  # of Pythia-410M
 
 
@@ -60,12 +59,13 @@ def run(out: Path, *, rehearse: bool = False) -> int:
     scale = "toy" if rehearse else "gpu"
     ceilings = measure_ceilings(device, partial(seconds, clock=clock_of(device)), small=rehearse)
     said, rows = about(scale, ceilings, device), Table()
+    here = partial(measure_here, device=device)
     stages: dict[str, Callable[[], Iterator[Row]]] = {
         "checks": partial(_checks, rehearse),
         "tune": partial(_tuned, scale, device),
         "ops": lambda: suite.ops_rows(cases("ops", scale, gpu=True), ROUNDS[scale], device, ceilings),
         **{
-            subject: partial(_timed, subject, scale, device, ceilings)
+            subject: partial(suite.timed, subject, scale, ceilings, here, gpu=True)
             for subject in ("step", "buffer", "attention")
         },
         "train": partial(_train, scale, device),
@@ -119,23 +119,14 @@ def _tuned(scale: str, device: torch.device) -> Iterator[Row]:
         yield {"case": case.label, "contender": found.name, "configurations": found.seconds}
 
 
-def _timed(
-    subject: str, scale: str, device: torch.device, ceilings: Mapping[str, float]
-) -> Iterator[Row]:
-    job = suite.JOBS.get(subject, subject)
-    for case in cases(subject, scale, gpu=True):
-        found = measure_here(job, case.contenders, case.options, ROUNDS[scale], device)
-        yield from suite.rows_of(case, found, ceilings)
-
-
 def _train(scale: str, device: torch.device) -> Iterator[Row]:
     """`tb.train` itself: tokens a second by its metrics, in each regime; fvu against the CPU."""
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         layers, d = (1, 8) if scale == "toy" else (24, _WIDTH)
         _write_model(folder / "model", layers, d)
-        for name, fields in REGIMES.items():
-            config = _config(folder, name, fields, scale, device)
+        for name in REGIMES:
+            config = _config(folder, name, scale, device)
             yield {"case": f"{layers} layers, d = {d}", "contender": f"trustbench, {name}"} | _ran(
                 config
             )
@@ -155,20 +146,15 @@ def _write_model(path: Path, layers: int, d: int) -> None:
     tokenizer.save_pretrained(path)
 
 
-def _config(
-    folder: Path, name: str, fields: Mapping[str, Any], scale: str, device: torch.device
-) -> TrainConfig:
+def _config(folder: Path, name: str, scale: str, device: torch.device) -> TrainConfig:
     (case,) = cases("step", scale, gpu=True)
-    o, toy = case.options, scale == "toy"
-    sae = SAEConfig(
-        d_sae=o["F"], k=o["k"], activation=fields["activation"], l1_coefficient=1e-4, auxk=0
-    )
-    rest = {key: value for key, value in fields.items() if key != "activation"}
+    o, toy, (activation, fields) = case.options, scale == "toy", REGIMES[name]
+    sae = SAEConfig(d_sae=o["F"], k=o["k"], activation=activation, l1_coefficient=1e-4, auxk=0)
     return TrainConfig(
         model=str(folder / "model"), data=str(assets.TRAIN_TEXT), out=str(folder / name), sae=sae,
         tokens=(2 if toy else 100) * o["N"], batch_size=o["N"], context_length=16 if toy else 1024,
         model_rows=1 if toy else 16, log_every=1 if toy else 20, checkpoint_minutes=0,
-        device=str(device), **rest,
+        device=str(device), **fields,
     )  # fmt: skip
 
 
@@ -179,12 +165,7 @@ def _ran(config: TrainConfig) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     train(config, progress=False)
     metrics = Table.read(Path(config.out) / "metrics.jsonl")
-    by_step = {row["step"]: row for row in metrics}
-    warm = list(by_step.values())[1:]  # the first steps compile and capture
-    found = {
-        "tokens_per_second": sorted(row["tokens_per_second"] for row in warm)[len(warm) // 2],
-        "l0": warm[-1]["l0"],
-    }
+    found = {"tokens_per_second": speed(list(metrics)), "l0": metrics[-1]["l0"]}
     if on_gpu:
         widths = dict.fromkeys(metrics.unique("hook_point"), _WIDTH)
         size = sum(p.stat().st_size for p in Path(config.model).glob("*.safetensors"))

@@ -18,7 +18,7 @@ from trustbench import __version__
 from trustbench.report import Table
 
 SUBJECTS = ("step", "quality", "ops", "buffer", "attention", "capture", "scaling")
-JOBS = {"step": "steps", "buffer": "buffers"}  # modules of peers/; others are named alike
+Measured = Callable[..., dict[str, dict[str, Any]]]  # (job, contenders, options, rounds) -> figures
 
 
 def run(
@@ -93,17 +93,23 @@ def _times(who: str, taken: list[float] | str) -> dict[str, Any]:
     return figures(taken, version, None)
 
 
+def timed(
+    subject: str, scale: str, ceilings: Mapping[str, float], measured: Measured, *, gpu: bool = False
+) -> Iterator[Row]:
+    """The contenders of every case, measured by `workers.measure` or `workers.measure_here`."""
+    for case in cases(subject, scale, gpu=gpu):
+        print(f"{subject}: {case.label} ...", flush=True)
+        # Each round of a buffer is eight batches of every contender.
+        rounds = min(5, ROUNDS[scale]) if subject == "buffer" else ROUNDS[scale]
+        job = {"step": "steps", "buffer": "buffers"}.get(subject, subject)
+        found = measured(job, case.contenders, case.options, rounds)
+        yield from rows_of(case, found, ceilings)
+
+
 def _timed(
     subject: str, scale: str, peers_python: str, ceilings: Mapping[str, float]
 ) -> Iterator[Row]:
-    """Contenders in a process each."""
-    for case in cases(subject, scale):
-        print(f"{subject}: {case.label} ...", flush=True)
-        job = JOBS.get(subject, subject)
-        # Each round of a buffer is eight batches of every contender.
-        rounds = min(5, ROUNDS[scale]) if subject == "buffer" else ROUNDS[scale]
-        found = measure(job, case.contenders, case.options, rounds, peers_python)
-        yield from rows_of(case, found, ceilings)
+    yield from timed(subject, scale, ceilings, partial(measure, peers_python=peers_python))
 
 
 def _ops(subject: str, scale: str, _: str, ceilings: Mapping[str, float]) -> Iterator[Row]:
