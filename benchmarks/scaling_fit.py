@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PROCESS = 400_000_000  # bytes of Python, torch and its libraries, before the first trainer
-_PACKED = 8 << 20  # a superblock of packed weights; see csrc/encoder.h
+_PACKED = 8 << 20  # a superblock of packed weights; see csrc/kernels/encoder.h
 _THREAD = 1 << 19  # a thread's packed tokens and tile of pre-activations
-_LANES = 16  # candidates that a row has room for beyond 2 k + 64; see csrc/encode_topk_cpu.cpp
+_LANES = 16  # candidates that a row has room for beyond 2 k + 64; see encode_topk_cpu.cpp
 
 
 class Point(NamedTuple):

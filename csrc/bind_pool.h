@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "pool.h"
+#include "buffer/pool.h"
 
 namespace tb {
 

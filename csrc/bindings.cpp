@@ -11,10 +11,10 @@
 #include <limits>
 #include <stdexcept>
 
-#include "attention.h"
 #include "bind_pool.h"
-#include "host_backend.h"
+#include "buffer/host_backend.h"
 #include "isa.h"
+#include "kernels/attention.h"
 #include "pages.h"
 
 namespace py = pybind11;
@@ -73,7 +73,7 @@ void encode_topk(Address x, Address W, Address b, Address values, Address indice
     active_kernels().encode_topk(e, k, at<float>(values), at<std::int32_t>(indices));
 }
 
-py::tuple encode_csr(Address x, Address W, Address b, Address threshold, std::int64_t N, std::int64_t d,
+py::tuple encode_relu(Address x, Address W, Address b, Address threshold, std::int64_t N, std::int64_t d,
                      std::int64_t F, int dtype, bool bf16_matmul, int threads) {
     const Encoder e = encoder(x, W, b, N, d, F, dtype, bf16_matmul, threads);
     CsrResult result;
@@ -247,7 +247,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("isa_names", &tb::available_isas, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &tb::set_isa, py::arg("name"), "Choose the kernels of one instruction set (for tests).");
     m.def("encode_topk", &tb::encode_topk);
-    m.def("encode_csr", &tb::encode_csr);
+    m.def("encode_relu", &tb::encode_relu);
     m.def("encode_batchtopk", &tb::encode_batchtopk);
     m.def("decode", &tb::decode);
     m.def("code_grad", &tb::code_grad);

@@ -1,7 +1,7 @@
 // The CPU kernels, as one table of function pointers for every instruction set they are built for.
 //
-// The sources csrc/*_cpu.cpp are compiled once per instruction set, each time into a namespace of its
-// own (TB_ISA); csrc/isa.cpp picks a table at run time. Shapes and names are those of trustbench/ops:
+// The sources kernels/*_cpu.cpp are compiled once per instruction set, each time into a namespace of its
+// own (TB_ISA); isa.cpp picks a table at run time. Shapes and names are those of trustbench/ops:
 // N tokens, d = d_in, F = d_sae, k active features; arrays are row-major and contiguous.
 #pragma once
 #include <cstddef>
@@ -120,30 +120,9 @@ struct BadRows {
 struct AttentionCapture;  // see attention.h
 
 struct Kernels {
-    void (*encode_topk)(const Encoder&, std::int64_t k, float* values, std::int32_t* indices);
-    CsrResult (*encode_relu)(const Encoder&, const float* threshold);
-    CsrResult (*encode_batchtopk)(const Encoder&, std::int64_t total);
-    void (*decode)(const float* values, const Code&, const Matrix& W, std::int64_t d, float* out,
-                   int threads);
-    void (*code_grad)(const float* grad, const Code&, const Matrix& W, std::int64_t d, float* out,
-                      int threads);
-    void (*transpose_code)(const Code&, std::int64_t F, std::int64_t* feature_offsets,
-                           std::int32_t* rows, std::int32_t* positions, int threads);
-    void (*weight_grad)(const float* coefs, const FeatureCode&, const Matrix& source, std::int64_t F,
-                        std::int64_t d, float* dW, float* db, int threads);
-    void (*adam)(const Moments&, const float* grad, std::int64_t rows, std::int64_t d, const Adam&,
-                 int threads);
-    // Both return, in db_dec [d], -(sum_i db_enc_i W_enc_i), with the weights before the update.
-    void (*sparse_adam)(const SparseStep&, const Adam&, float* db_dec);
-    double (*sparse_grad_norm)(const SparseStep&, bool unit_norm, float* db_dec);
-    void (*attention_capture)(const AttentionCapture&);
-    BadRows (*put_rows)(const PutRows&);
-    void (*take_rows)(const TakeRows&);
-    // Rows of `bytes`, as they are: out[i] = pool[slots[i]] and pool[slots[i]] = from[i].
-    void (*gather_rows)(const void* pool, const std::int64_t* slots, std::int64_t n, std::int64_t bytes,
-                        void* out, int threads);
-    void (*scatter_rows)(const void* from, const std::int64_t* slots, std::int64_t n, std::int64_t bytes,
-                         void* pool, int threads);
+#define KERNEL(result, name, arguments) result(*name) arguments;
+#include "kernels/list.h"
+#undef KERNEL
 };
 
 }  // namespace tb

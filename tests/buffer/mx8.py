@@ -1,4 +1,4 @@
-"""MXFP8 rows as csrc/mx8.h defines them, in plain PyTorch: the kernels agree with it bit for bit."""
+"""MXFP8 rows as csrc/kernels/mx8.h defines them, in plain PyTorch: the kernels agree bit for bit."""
 
 from __future__ import annotations
 

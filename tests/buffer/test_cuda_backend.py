@@ -1,4 +1,4 @@
-"""The buffer's back end on a GPU (csrc/cuda_backend.cu), where there is none.
+"""The buffer's back end on a GPU (csrc/cuda/cuda_backend.cu), where there is none.
 
 Its C++ is built over a pretended GPU (native/pretended_gpu.h), which does what a GPU may do, in an
 order drawn by chance, and is compared with a sequential model and with the buffer on the CPU. Its
@@ -23,7 +23,10 @@ from tests.buffer import mx8
 
 ROOT = Path(__file__).parents[2]
 NATIVE = Path("tests/buffer/native")
-CORE = ("pool", "tiers", "spill_file", "slots", "host_backend", "rows_cpu", "parallel")
+CORE = (
+    *(f"buffer/{name}" for name in ("pool", "tiers", "spill_file", "slots", "host_backend")),
+    "kernels/rows_cpu", "parallel",
+)  # fmt: skip
 SEEDS = {"plain": 250, "sanitized": 50}
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -117,7 +120,7 @@ def test_the_whole_buffer_gives_what_it_gives_on_the_cpu(program, tmp_path):
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """csrc/cuda_numbers.cuh as a shared library."""
+    """csrc/cuda/cuda_numbers.cuh as a shared library."""
     folder = tmp_path_factory.mktemp("numbers")
     objects = compiled(folder, [NATIVE / "cuda_numbers.cpp"])
     return ctypes.CDLL(str(linked(folder / "numbers.so", objects, "-shared")))
@@ -197,7 +200,7 @@ def test_kernels_compile_and_stay_in_registers(architecture, tmp_path):
         [
             NVCC, "-std=c++17", "-O3", "--Werror=all-warnings", "-Xptxas", "-v",
             f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
-            "-c", "csrc/cuda_backend.cu", "-o", tmp_path / "cuda_backend.o",
+            "-Icsrc", "-c", "csrc/cuda/cuda_backend.cu", "-o", tmp_path / "cuda_backend.o",
         ]
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CORE = (
+    *(f"buffer/{name}" for name in ("pool", "tiers", "spill_file", "slots", "host_backend")),
+    "kernels/rows_cpu", "parallel",
+)  # fmt: skip
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 
@@ -20,8 +24,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_the_core_holds_under(sanitizer, tmp_path):
     program = tmp_path / "stress"
-    names = ("pool", "tiers", "spill_file", "slots", "host_backend", "rows_cpu", "parallel")
-    sources = [f"csrc/{name}.cpp" for name in names]
+    sources = [f"csrc/{name}.cpp" for name in CORE]
     build = subprocess.run(
         [
             COMPILER, "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-psabi",

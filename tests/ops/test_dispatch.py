@@ -86,7 +86,7 @@ def test_without_triton_nothing_else_replaces_it(monkeypatch):
 def test_one_op_has_one_name_everywhere():
     named = {p.stem for p in (ROOT / "trustbench/ops").glob("*.py")}
     named -= {"__init__", "attention_masks", "codes", "dispatch", "registration", "spec"}
-    kernels = {p.stem.removesuffix("_cpu") for p in (ROOT / "csrc").glob("*_cpu.cpp")}
+    kernels = {p.stem.removesuffix("_cpu") for p in (ROOT / "csrc/kernels").glob("*_cpu.cpp")}
     # reconstruct is decode and code_grad on the CPU, one kernel on a GPU; rows are the buffer's.
     assert kernels - {"table", "rows"} == named - {"reconstruct"}
     tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests/ops").glob("test_*.py")}

@@ -23,8 +23,8 @@ class ActivationBuffer:
 
     `put` writes tokens into free slots; `take` draws distinct occupied slots uniformly and hands out
     their rows. Nothing else moves: both cost time in the tokens they handle, not in the size of the
-    pool. The algorithm is C++ (csrc/pool.h), the same on every device; rows are converted, checked
-    and written in one pass (csrc/rows_cpu.cpp, csrc/cuda_backend.cu).
+    pool. The algorithm is C++ (csrc/buffer/pool.h), the same on every device; rows are converted,
+    checked and written in one pass (csrc/kernels/rows_cpu.cpp, csrc/cuda/cuda_backend.cu).
 
     The mixing this gives: every stored token is equally likely in every batch, whatever its age. With
     `capacity` C and batches of n taken from a full pool, a token waits a geometric number of batches,

@@ -1,4 +1,4 @@
-"""The buffer's core in C++ (csrc/pool.h) over tensors, on the CPU and on CUDA devices."""
+"""The buffer's core in C++ (csrc/buffer/pool.h) over tensors, on the CPU and on CUDA devices."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The ops: one file each, holding the contract, the reference, the registration.
 
-The kernels behind them are in csrc/<op>_cpu.cpp (C++) and kernels/triton/<op>.py (Triton).
+The kernels behind them are in csrc/kernels/<op>_cpu.cpp (C++) and kernels/triton/<op>.py (Triton).
 """
 
 from trustbench.ops.adam import adam_

@@ -94,7 +94,7 @@ def _run(
         values, indices, offsets = dispatch.triton("encode_relu").encode_relu(*operands, b, floor)
         return values.to(x.dtype), indices, offsets
     (N, d), F = x.shape, W.shape[0]
-    arrays = dispatch.native().encode_csr(
+    arrays = dispatch.native().encode_relu(
         x.data_ptr(), W.data_ptr(), b.data_ptr(), address(floor),
         N, d, F, DTYPE_CODE[x.dtype], rounded, torch.get_num_threads(),
     )  # fmt: skip

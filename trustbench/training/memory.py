@@ -11,7 +11,7 @@ from trustbench.training.config import TrainConfig
 
 _GB = 1e9
 _CONTEXT = 0.8e9  # the driver's context, the libraries' workspaces
-_STAGING = 4 * 2**25  # segments on their way to and from the host; see csrc/cuda_backend.cu
+_STAGING = 4 * 2**25  # segments on their way to and from the host; see csrc/cuda/cuda_backend.cu
 _SLACK = 1.04  # what the allocator cannot hand out again
 _AT_ONCE = 2**27 * 4  # dense pre-activations of exact fallbacks; see kernels/triton/_dense.py
 # A feature's partial sums: see kernels/triton/_feature.py and sparse_adam.py.

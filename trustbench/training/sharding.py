@@ -84,7 +84,7 @@ class Sharding:
         return torch.cat(self._parts(name, rows), 1) if self.columns else rows
 
     def whole_stored(self, name: str, rows: Tensor) -> Tensor:
-        """The same of rows as the buffer stores them (csrc/mx8.h: codes, scales, zeros)."""
+        """The same of rows as the buffer stores them (csrc/kernels/mx8.h: codes, scales, zeros)."""
         if not self.columns:
             return rows
         parts = self._parts(name, rows)

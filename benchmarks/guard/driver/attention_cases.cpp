@@ -1,5 +1,5 @@
-#include "attention.h"
 #include "cases.h"
+#include "kernels/attention.h"
 
 namespace guard {
 namespace {

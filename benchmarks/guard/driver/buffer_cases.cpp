@@ -1,6 +1,6 @@
 #include "cases.h"
-#include "host_backend.h"
-#include "pool.h"
+#include "buffer/host_backend.h"
+#include "buffer/pool.h"
 
 namespace guard {
 namespace {

@@ -1,4 +1,4 @@
-// What the driver counts: every kernel of csrc/table.h on small inputs that are the same every time.
+// What the driver counts: every kernel of csrc/kernels/list.h on small inputs that are the same every time.
 //
 // Most sizes are no multiples of a vector or a tile, so that tails count; all are large enough for the inner
 // loops to be most of it.

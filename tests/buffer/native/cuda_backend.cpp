@@ -1,4 +1,4 @@
-// The buffer's back end on a GPU (csrc/cuda_backend.cu) on a pretended one.
+// The buffer's back end on a GPU (csrc/cuda/cuda_backend.cu) on a pretended one.
 //
 //     cuda_backend calls FIRST LAST    for these seeds: its calls, against a sequential model
 //     cuda_backend pools DIRECTORY     the whole buffer, against the one on the CPU (cuda_pool.cpp)
@@ -8,7 +8,7 @@
 // 0: all held.
 #include "pretended_gpu.h"
 
-#include "cuda_backend.cu"
+#include "cuda/cuda_backend.cu"
 
 #include <cstdio>
 #include <cstdlib>

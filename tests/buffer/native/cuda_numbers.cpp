@@ -1,5 +1,5 @@
-// The numbers of csrc/cuda_numbers.cuh, for Python to compare with torch's.
-#include "cuda_numbers.cuh"
+// The numbers of csrc/cuda/cuda_numbers.cuh, for Python to compare with torch's.
+#include "cuda/cuda_numbers.cuh"
 
 #include "stored_rows.h"
 

@@ -6,12 +6,12 @@
 #include <string>
 #include <vector>
 
-#include "cuda_backend.h"
-#include "host_backend.h"
-#include "pool.h"
+#include "buffer/host_backend.h"
+#include "buffer/pool.h"
+#include "cuda/cuda_backend.h"
+#include "kernels/table.h"
 #include "pretended_gpu.h"
 #include "stored_rows.h"
-#include "table.h"
 
 namespace {
 

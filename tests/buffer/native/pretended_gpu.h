@@ -1,4 +1,4 @@
-// A pretended GPU: as much of CUDA's runtime as csrc/cuda_backend.cu calls, on the CPU.
+// A pretended GPU: as much of CUDA's runtime as csrc/cuda/cuda_backend.cu calls, on the CPU.
 //
 // Built by a C++ compiler over CUDA's headers, this stands before the .cu file. Whatever a GPU is free to
 // do is drawn by chance here, so that what a program forgot to order goes wrong with some seed:

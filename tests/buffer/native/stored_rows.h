@@ -8,9 +8,9 @@
 #include <cstring>
 #include <memory>
 
-#include "cuda_numbers.cuh"
+#include "buffer/slots.h"
+#include "cuda/cuda_numbers.cuh"
 #include "kernels.h"
-#include "slots.h"
 
 namespace rows {
 

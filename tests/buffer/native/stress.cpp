@@ -12,9 +12,9 @@
 #include <thread>
 #include <vector>
 
-#include "host_backend.h"
-#include "pool.h"
-#include "table.h"
+#include "buffer/host_backend.h"
+#include "buffer/pool.h"
+#include "kernels/table.h"
 
 namespace {
 
