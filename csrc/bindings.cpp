@@ -144,33 +144,34 @@ void adam(Address param, Address grad, Address m, Address v, std::int64_t rows, 
     active_kernels().adam(moments({param, m, v}), at<const float>(grad), rows, d, options, at_least_one(threads));
 }
 
-// enc, dec and bias are (param, m, v).
+// enc, dec and bias are (param, m, v). entries: values, push (0: none), feature_offsets, rows, positions, x,
+// grad. sizes: F, d_in, d_out.
 SparseStep sparse_step(const std::array<Address, 3>& enc, const std::array<Address, 3>& dec,
-                       const std::array<Address, 3>& bias, Address values, Address feature_offsets,
-                       Address rows, Address positions, Address x, Address grad, std::int64_t F,
-                       std::int64_t d, double l1, bool l1_decoder_norm, double clip_scale, int threads) {
-    return {moments(enc), moments(dec), moments(bias), at<const float>(values),
-            feature_code(feature_offsets, rows, positions), at<const float>(x), at<const float>(grad), F, d,
-            static_cast<float>(l1), l1_decoder_norm, static_cast<float>(clip_scale), at_least_one(threads)};
+                       const std::array<Address, 3>& bias, const std::array<Address, 7>& entries,
+                       const std::array<std::int64_t, 3>& sizes, double l1, bool decoder_norm, double clip_scale,
+                       int threads) {
+    const auto& [values, push, feature_offsets, rows, positions, x, grad] = entries;
+    return {moments(enc), moments(dec), moments(bias), at<const float>(values), at<const float>(push),
+            feature_code(feature_offsets, rows, positions), at<const float>(x), at<const float>(grad),
+            sizes[0], sizes[1], sizes[2], static_cast<float>(l1), decoder_norm, static_cast<float>(clip_scale),
+            at_least_one(threads)};
 }
 
-void sparse_adam(std::array<Address, 3> enc, std::array<Address, 3> dec, std::array<Address, 3> bias,
-                 Address values, Address feature_offsets, Address rows, Address positions, Address x,
-                 Address grad, Address db_dec, std::int64_t F, std::int64_t d, double l1,
-                 bool l1_decoder_norm, double clip_scale, std::int64_t step, double lr, double beta1,
-                 double beta2, double eps, bool unit_norm, int threads) {
-    const SparseStep s = sparse_step(enc, dec, bias, values, feature_offsets, rows, positions, x, grad, F, d, l1,
-                                     l1_decoder_norm, clip_scale, threads);
+void sparse_adam(const std::array<Address, 3>& enc, const std::array<Address, 3>& dec,
+                 const std::array<Address, 3>& bias, const std::array<Address, 7>& entries, Address db_dec,
+                 const std::array<std::int64_t, 3>& sizes, double l1, bool decoder_norm, double clip_scale,
+                 std::int64_t step, double lr, double beta1, double beta2, double eps, bool unit_norm, int threads) {
+    const SparseStep s = sparse_step(enc, dec, bias, entries, sizes, l1, decoder_norm, clip_scale, threads);
     const Adam options = adam_options(step, lr, beta1, beta2, eps, unit_norm);
     const py::gil_scoped_release unlocked;
     active_kernels().sparse_adam(s, options, at<float>(db_dec));
 }
 
-double sparse_grad_norm(std::array<Address, 2> weights, Address values, Address feature_offsets, Address rows,
-                        Address positions, Address x, Address grad, Address db_dec, std::int64_t F,
-                        std::int64_t d, double l1, bool l1_decoder_norm, bool unit_norm, int threads) {
-    const SparseStep s = sparse_step({weights[0], 0, 0}, {weights[1], 0, 0}, {0, 0, 0}, values, feature_offsets,
-                                     rows, positions, x, grad, F, d, l1, l1_decoder_norm, 1.0, threads);
+double sparse_grad_norm(const std::array<Address, 2>& weights, const std::array<Address, 7>& entries,
+                        Address db_dec, const std::array<std::int64_t, 3>& sizes, double l1, bool decoder_norm,
+                        bool unit_norm, int threads) {
+    const SparseStep s = sparse_step({weights[0], 0, 0}, {weights[1], 0, 0}, {0, 0, 0}, entries, sizes, l1,
+                                     decoder_norm, 1.0, threads);
     const py::gil_scoped_release unlocked;
     return active_kernels().sparse_grad_norm(s, unit_norm, at<float>(db_dec));
 }

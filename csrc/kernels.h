@@ -64,14 +64,15 @@ struct Moments {
 };
 
 struct SparseStep {
-    Moments enc, dec, bias;   // [F, d], [F, d], [F]
+    Moments enc, dec, bias;   // [F, d_in], [F, d_out], [F]
     const float* values;      // [nnz] code
+    const float* push;        // [nnz] d penalty / d value of every entry, in l1's place; null: none
     FeatureCode code;
-    const float* x;           // [rows, d]
-    const float* grad;        // [rows, d], dL/dx_hat
-    std::int64_t F, d;
+    const float* x;           // [rows, d_in]
+    const float* grad;        // [rows, d_out], dL/dx_hat
+    std::int64_t F, d_in, d_out;
     float l1;                 // weight of sum(values) in the loss (times ||W_dec,i|| where asked)
-    bool l1_decoder_norm;
+    bool decoder_norm;        // the penalty is of value times ||W_dec,i||
     float clip_scale;         // every gradient is multiplied by it before Adam
     int threads;
 };

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,7 @@ def triton(folder: Path) -> dict[str, Figures]:
 
     trainer = named(
         "trustbench.steps.triton:TritonStep",
-        "trustbench.steps.triton:DeviceTrainer",
+        "trustbench.steps.triton:TritonStep",
         "trustbench.train.device_step:DeviceTrainer",
     )
     adam = named(
@@ -328,9 +329,12 @@ def triton(folder: Path) -> dict[str, Figures]:
         clipped = adam(clip_norm=options.pop("clip_norm", 0.0))
         step = trainer(sae, clipped, dead_after_tokens=17, **dtypes, **options)
         figures: Figures = {}
+        penalty = (
+            "penalty_scale" if "penalty_scale" in signature(step.step).parameters else "sparsity"
+        )
         for number in range(1, 4):
             x = torch.randn(17, 6) @ torch.randn(6, 24) + 0.1 * torch.randn(17, 24) + 0.5
-            seen = step.step(x, 1e-2, sparsity=0.5, measure=number != 2)
+            seen = step.step(x, 1e-2, **{penalty: 0.5}, measure=number != 2)
             if seen is not None:
                 figures |= {f"step {number}: {n}": float(v) for n, v in seen._asdict().items()}
             state = step.state_dict()

@@ -14,7 +14,7 @@ from trustbench import __version__, ops, waiting
 from trustbench.ops import dispatch
 
 # Functions of trustbench._C behind an op that has none of its own name.
-_NATIVE = {"encode_relu": ("encode_csr",), "reconstruct": ("decode", "code_grad")}
+_NATIVE = {"reconstruct": ("decode", "code_grad")}
 
 
 def info(*, progress: bool = True) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize, threshold
 
 from trustbench import ops
-from trustbench.ops.sparse_adam import Moments, Weights
+from trustbench.ops.parameters import Moments, Weights
 from trustbench.ops.spec import Shape
 
 _HIGH = 3.0  # of pre-activations of variance 1: about one entry in a thousand is active
@@ -81,6 +81,11 @@ def _add_rows_and_step(i: Inputs) -> None:
     W_dec /= W_dec.norm(dim=1, keepdim=True)
 
 
+def _dense_relu(i: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    acts = (i.x @ i.W.T + i.b).relu()
+    return acts, acts.sum(0), (acts > 0).sum(0)
+
+
 def _unit_adam(i: Inputs) -> None:
     w, m = i.weights.W_dec, i.moments
     ops.adam_(w, i.grad_W, m.m_W_dec, m.v_W_dec, step=1, lr=1e-6, unit_norm=True)
@@ -117,9 +122,17 @@ CONTENDERS: dict[str, dict[str, Callable[[Inputs], Any]]] = {
         "torch: matmul, topk": lambda i: (i.x @ i.W.T + i.b).topk(i.k, sorted=False),
         "torch: matmul alone": lambda i: i.x @ i.W.T,
     },
+    "mask_gradient": {
+        "trustbench": lambda i: ops.mask_gradient_(i.dense, i.dense.clone(), i.b.float()),
+        "torch: where, sum": lambda i: torch.where(i.dense > 0, i.dense + i.b, 0.0).sum(0),
+    },
     "reconstruct": {
         "trustbench": lambda i: ops.reconstruct(i.code.values, i.code.indices, i.W, i.x[0], i.x),
         "torch: embedding_bag, residual": lambda i: (_bag(i) - i.x).square().sum(1),
+    },
+    "relu_dense": {
+        "trustbench": lambda i: ops.relu_dense(i.x, i.W, i.b),
+        "torch: matmul, relu, sums": _dense_relu,
     },
     "sparse_adam": {"trustbench": _sparse_adam, "torch: index_add, Adam": _add_rows_and_step},
     "transpose_code": {

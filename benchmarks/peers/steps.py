@@ -86,20 +86,18 @@ class Step(Contender):
 
 
 def our_step(d: int, F: int, k: int, *, bf16: bool, dead_after: int, device: str) -> Any:
-    """The fused step that `trustbench train` takes for one SAE: the benchmarks make it only here."""
-    from trustbench.ops import dispatch
+    """The step that `trustbench train` takes for one SAE: the benchmarks make it only here."""
     from trustbench.sae import SAE, SAEConfig
-    from trustbench.steps.fused import LayerTrainer
-    from trustbench.steps.triton import DeviceTrainer, GraphMemory
+    from trustbench.steps import pick
+    from trustbench.steps.device import GraphMemory
 
     sae = SAE(SAEConfig(d_in=d, d_sae=F, k=k, auxk=-1 if dead_after else 0)).to(device)
-    options = {"dead_after_tokens": dead_after or 10_000_000}
-    if dispatch.implementation("sparse_adam", sae.W_enc) == "triton":
-        kind = torch.bfloat16 if bf16 else torch.float32
-        graphs = GraphMemory() if device == "cuda" else None
-        return DeviceTrainer(sae, compute_dtype=kind, graphs=graphs, **options)
-    sae.matmul_dtype = torch.bfloat16 if bf16 else None
-    return LayerTrainer(sae, **options)
+    return pick(
+        sae,
+        dead_after_tokens=dead_after or 10_000_000,
+        matmul_dtype="bf16" if bf16 else "fp32",
+        graphs=GraphMemory() if device == "cuda" else None,
+    )
 
 
 class Trustbench(Step):
@@ -119,7 +117,7 @@ class Trustbench(Step):
                 from trustbench.sae.init import initialise
 
                 initialise(trainer.sae, x)
-                trainer.weights_changed()
+                trainer.refresh_copies()
             trainer.step(x, self.lr)
 
     @torch.no_grad()

@@ -1,66 +1,47 @@
 """Adam's arithmetic, shared by the kernels that apply it, and the storage of its moments."""
 
-import math
-
-import torch
 import triton
 import triton.language as tl
 
-from trustbench import devices
+from trustbench.kernels.sizes import LOSS, NUMBER, ROOT, SCALE, SLOPE, STEP_SIZE
 
-# The figures of a step, fp32 on the device, so that a captured graph can be replayed with new ones.
-_STEP_SIZE, _ROOT, _SCALE, _LOSS, _NUMBER, _SLOPE = (tl.constexpr(place) for place in range(6))
-
-
-def scalars(
-    step: int, lr: float, beta1: float, beta2: float, scale: float = 1.0, slope: float = 0.0
-) -> list[float]:
-    """lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step), the gradients' scale, a finite loss, step, l1.
-
-    Kernels change nothing when the fourth, the step's loss, is not finite. The last is what an
-    active pre-activation's gradient gains from the L1 penalty, before the scale.
-    """
-    root = 1 / math.sqrt(1 - beta2**step) if beta2 else 1.0
-    return [lr / (1 - beta1**step), root, scale, 0.0, float(step % 2**24), slope]
-
-
-def on_device(figures: list[float], device: torch.device) -> torch.Tensor:
-    """The figures as a tensor, without waiting for the device."""
-    return devices.sent(torch.tensor(figures, dtype=torch.float32), device)
+# Places in a step's scalars (trustbench.ops.scalars).
+_STEP_SIZE, _ROOT, _SCALE = (tl.constexpr(place) for place in (STEP_SIZE, ROOT, SCALE))
+_LOSS, _NUMBER, _SLOPE = (tl.constexpr(place) for place in (LOSS, NUMBER, SLOPE))
 
 
 @triton.jit
-def may_update(figures):
+def may_update(scalars):
     """Whether the step's loss is finite."""
-    loss = tl.load(figures + _LOSS)
+    loss = tl.load(scalars + _LOSS)
     return loss - loss == 0.0
 
 
 @triton.jit
-def scale_of(figures):
+def scale_of(scalars):
     """What every gradient of the step is multiplied by."""
-    return tl.load(figures + _SCALE)
+    return tl.load(scalars + _SCALE)
 
 
 @triton.jit
-def slope_of(figures):
+def slope_of(scalars):
     """The L1 penalty's part of an active pre-activation's gradient."""
-    return tl.load(figures + _SLOPE)
+    return tl.load(scalars + _SLOPE)
 
 
 @triton.jit
-def moved(p, g, m, v, figures, beta1, rest1, beta2, rest2, eps):
+def adam_update(p, g, m, v, scalars, beta1, rest1, beta2, rest2, eps):
     """(p, m, v) after one step of Adam with gradient g, as torch.optim.Adam computes it."""
     m += rest1 * (g - m)
     v = beta2 * v + rest2 * g * g
-    p -= tl.load(figures + _STEP_SIZE) * m / (tl.sqrt(v) * tl.load(figures + _ROOT) + eps)
+    p -= tl.load(scalars + _STEP_SIZE) * m / (tl.sqrt(v) * tl.load(scalars + _ROOT) + eps)
     return p, m, v
 
 
 @triton.jit
-def random_bits(place, figures):
+def random_bits(place, scalars):
     """int32 [..]: 32 bits that depend on a number's place and the step alone (an integer hash)."""
-    step = tl.load(figures + _NUMBER).to(tl.int32)
+    step = tl.load(scalars + _NUMBER).to(tl.int32)
     h = (place.to(tl.int32) ^ (step * 0x3504F333)).to(tl.uint32)
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x2C1B3C6D

@@ -4,11 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from trustbench.kernels.sizes import AT_ONCE
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._launch import Config, chosen, tile
 from trustbench.kernels.triton._matmul import place, precision, product
-
-_AT_ONCE = 2**27  # pre-activations (512 MB)
 
 
 @triton.jit(do_not_specialize=["first", "N"])
@@ -55,7 +54,7 @@ def pre_activations(x, W, b, first, rows, listed=None):
 
 def rows_at_once(F: int) -> int:
     """How many rows of pre-activations are held at one time."""
-    return max(_AT_ONCE // F, 16)
+    return max(AT_ONCE // F, 16)
 
 
 CONFIGS = (

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-LONG = 512
+from trustbench.kernels.sizes import LONG
 
 
 @triton.jit
@@ -36,27 +36,33 @@ def token_rows(source, token, wanted, cols, d):
 
 @triton.jit
 def gradient_sums(
-    values, rows, positions, x, grad, w, slope, first, end, cols, d,
-    BD: tl.constexpr, U: tl.constexpr,
+    values, push, rows, positions, x, grad, w, slope, first, end, cols, d, wide, e,
+    PUSH: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
-    """Over entries first .. end of a feature with decoder row w [BD], fp32:
+    """Over entries first .. end of a feature with decoder row w [BE], fp32:
 
-    (dW_dec [BD] = Σ a grad[n], dW_enc [BD] = Σ dpre x[n], db = Σ dpre, Σ a, how many), where
-    dpre = <grad[n], w> + slope.
+    (dW_dec [BE] = Σ a grad[n], dW_enc [BD] = Σ dpre x[n], db = Σ dpre, Σ a, how many), where
+    dpre = <grad[n], w> + slope. PUSH: every entry has its own push in the place of the slope, and
+    the fourth sum is Σ push a. x has d columns (cols), grad has e (wide).
     """
-    d_dec = tl.zeros((BD,), tl.float32)
+    d_dec = tl.zeros((BE,), tl.float32)
     d_enc = tl.zeros((BD,), tl.float32)
     db = 0.0
     mass = 0.0
     active = 0
     for at in range(first, end, U):
         a, token, on = entries(values, rows, positions, at, end, U)
-        g = token_rows(grad, token, on, cols, d)
-        dpre = tl.where(on, tl.sum(g * w[None, :], axis=1) + slope, 0.0)
+        g = token_rows(grad, token, on, wide, e)
+        mine = slope
+        if PUSH:
+            mine = tl.load(
+                push + tl.load(positions + at + tl.arange(0, U), mask=on, other=0), mask=on, other=0.0
+            )
+        dpre = tl.where(on, tl.sum(g * w[None, :], axis=1) + mine, 0.0)
         d_dec += tl.sum(a[:, None] * g, axis=0)
         d_enc += tl.sum(dpre[:, None] * token_rows(x, token, on, cols, d), axis=0)
         db += tl.sum(dpre, axis=0)
-        mass += tl.sum(a, axis=0)
+        mass += tl.sum(mine * a if PUSH else a, axis=0)
         active += tl.sum(on.to(tl.int32), axis=0)
     return d_dec, d_enc, db, mass, active
 

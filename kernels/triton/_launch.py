@@ -1,7 +1,7 @@
 """Which of a kernel's shipped configurations runs, and how operands are handed over.
 
 Nothing is tuned unasked: the first configuration that fits the device is the default, and what
-`trustbench tune` found on this card (see _tuned.py) goes before it.
+`trustbench tune` found on this card (see trustbench.tuned) goes before it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 import triton
 
-from trustbench.kernels.triton import _tuned
+from trustbench import tuned
 from trustbench.kernels.triton._matmul import precision
 
 
@@ -54,7 +54,7 @@ def chosen(name: str, configs: Sequence[C], device: torch.device, item: int = 2,
 
     item: bytes of an operand's element.
     """
-    place = _tuned.place(name, device, sizes)
+    place = tuned.place(name, device, sizes)
     if place is not None and place < len(configs):
         return configs[place]
     if device.type != "cuda":

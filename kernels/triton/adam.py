@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from trustbench.kernels.triton import _adam
-from trustbench.kernels.triton._adam import may_update, moved, random_bits, scale_of, stored
+from trustbench.kernels.triton._adam import adam_update, may_update, random_bits, scale_of, stored
 from trustbench.kernels.triton._build import Build, Limits
 from trustbench.kernels.triton._launch import row_shape
 
@@ -13,26 +12,26 @@ _PIECE = 1024
 
 @triton.jit
 def adam_kernel(
-    param, grad, m_at, v_at, copy, figures, d, total, beta1, rest1, beta2, rest2, eps,
+    param, grad, m_at, v_at, copy, scalars, d, total, beta1, rest1, beta2, rest2, eps,
     UNIT_NORM: tl.constexpr, COPY: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """param, m and v of one row, in place, and the param's bf16 copy; UNIT_NORM: on the sphere."""
-    if may_update(figures):
+    if may_update(scalars):
         cols = tl.arange(0, BD)
         start = tl.program_id(0).to(tl.int64) * d
         here = start + cols
         inside = cols < tl.minimum(total - start, d)
         p = tl.load(param + here, mask=inside, other=0.0)
-        g = tl.load(grad + here, mask=inside, other=0.0) * scale_of(figures)
+        g = tl.load(grad + here, mask=inside, other=0.0) * scale_of(scalars)
         if UNIT_NORM:
             g -= tl.sum(g * p, axis=0) * p
         m = tl.load(m_at + here, mask=inside, other=0.0).to(tl.float32)
         v = tl.load(v_at + here, mask=inside, other=0.0).to(tl.float32)
-        p, m, v = moved(p, g, m, v, figures, beta1, rest1, beta2, rest2, eps)
+        p, m, v = adam_update(p, g, m, v, scalars, beta1, rest1, beta2, rest2, eps)
         if UNIT_NORM:
             norm = tl.sqrt(tl.sum(p * p, axis=0))
             p = p / tl.where(norm > 0, norm, 1.0)
-        bits = random_bits(here, figures)
+        bits = random_bits(here, scalars)
         tl.store(param + here, p, mask=inside)
         if COPY:
             tl.store(copy + here, p.to(tl.bfloat16), mask=inside)
@@ -40,8 +39,8 @@ def adam_kernel(
         tl.store(v_at + here, stored(v, bits >> 16, v_at.dtype.element_ty), mask=inside)
 
 
-def adam(param, grad, m, v, figures, beta1, beta2, eps, unit_norm, copy=None):
-    """param, grad fp32 [rows, d]; m, v fp32 or bf16; figures: `_adam.scalars` on the device.
+def adam(param, grad, m, v, scalars, beta1, beta2, eps, unit_norm, copy=None):
+    """param, grad fp32 [rows, d]; m, v fp32 or bf16; scalars: `step_scalars` on the device.
 
     copy: bf16 [rows, d], set to the new param.
     """
@@ -50,19 +49,17 @@ def adam(param, grad, m, v, figures, beta1, beta2, eps, unit_norm, copy=None):
     BD, _, warps = row_shape(d)
     if total:
         adam_kernel[(triton.cdiv(total, d),)](
-            param, grad, m, v, copy, figures, d, total, beta1, 1 - beta1, beta2, 1 - beta2, eps,
+            param, grad, m, v, copy, scalars, d, total, beta1, 1 - beta1, beta2, 1 - beta2, eps,
             UNIT_NORM=unit_norm, COPY=copy is not None, BD=BD, num_warps=warps,
         )  # fmt: skip
 
-
-scalars, on_device = _adam.scalars, _adam.on_device
 
 BUILDS = tuple(
     Build(
         f"d = {d}, {kind} moments{', unit norm' if unit_norm else ''}",
         adam_kernel,
         {"param": "*fp32", "grad": "*fp32", "m_at": f"*{kind}", "v_at": f"*{kind}"}
-        | {"copy": "*bf16" if unit_norm else None, "figures": "*fp32", "d": "i32"}
+        | {"copy": "*bf16" if unit_norm else None, "scalars": "*fp32", "d": "i32"}
         | {"total": "i64"}
         | dict.fromkeys(("beta1", "rest1", "beta2", "rest2", "eps"), "fp32"),
         {"UNIT_NORM": unit_norm, "COPY": unit_norm, "BD": row_shape(d).BD},

@@ -159,10 +159,11 @@ def _drop_last(entries, total, lowest, left, F):
     values[places[order[left:]]] = float("-inf")
 
 
-def padded(x, W, b, k) -> tuple[_csr.Padded, torch.Tensor]:
-    """(the code in N k places, whether it is right: bool [1]), asking the device for nothing.
+def padded(x, W, b, k):
+    """(values fp32, indices, row_offsets, rows, whether it is right: bool [1]), in N k places.
 
-    It is not when the sample was far off, or when more values equal the bound than are wanted.
+    The device is asked for nothing. The code is not right when the sample was far off, or when more
+    values equal the bound than are wanted.
     """
     N, F = len(x), len(W)
     _check(N, k)
@@ -172,7 +173,7 @@ def padded(x, W, b, k) -> tuple[_csr.Padded, torch.Tensor]:
     code = _csr.code(entries, N, F, N * k, state[:1].clamp(min=1))
     enough = (entries.total >= N * k) | (bound == 0)
     untied = (state[_BOUND] == 0) | (state[_LEFT] == state[_EQUAL])
-    return code, enough & untied & (entries.total <= len(entries.values))
+    return *code, enough & untied & (entries.total <= len(entries.values))
 
 
 BUILDS = (

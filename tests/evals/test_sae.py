@@ -14,6 +14,7 @@ from trustbench.evals import sae as evals_sae
 from trustbench.models import ActivationCapture, load_model, resolve_hook_points
 from trustbench.report import Table
 from trustbench.sae import SAE, SAEConfig
+from trustbench.sae.wiring import Wiring
 
 NAME = "gpt_neox.layers.1"
 
@@ -122,3 +123,44 @@ def test_bad_input_is_named(model, tmp_path):
         evaluate_saes({NAME: sae}, model[0], [], tokens=0)
     with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
         evaluate(EvalConfig(run=str(tmp_path)))
+
+
+def test_a_transcoder_is_judged_by_what_it_writes(model, batches):
+    """A constant one is the mean of its target in the target's place; a skip of ones is perfect."""
+    read, write = f"{NAME}.mlp.input", f"{NAME}.mlp"
+    acts = ActivationCapture(model[0], resolve_hook_points(model[0], [read, write]))
+    target = torch.cat([acts.run(b.input_ids)[write][b.mask] for b in batches])
+    sae = SAE(SAEConfig(d_in=16, d_out=16, d_sae=32, k=4))
+    sae.wiring = Wiring(write, read, write)
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e6)
+        sae.b_dec.copy_(target.mean(0))
+    layer = row(evaluate_saes({write: sae}, model[0], batches))
+    assert layer.hook_point == write and layer.fvu == pytest.approx(1, abs=1e-4)
+    assert layer.ce_reconstructed == pytest.approx(layer.ce_mean, abs=1e-5)
+    assert abs(layer.ce_mean - layer.ce_original) > 1e-6
+    same = SAE(SAEConfig(d_in=16, d_out=16, d_sae=32, k=4, skip=True))
+    same.wiring = Wiring(write, write, write)
+    with torch.no_grad():
+        same.b_enc.fill_(-1e6)
+        same.W_skip.copy_(torch.eye(16))
+    layer = row(evaluate_saes({write: same}, model[0], batches))
+    assert layer.fvu == pytest.approx(0, abs=1e-9)
+    assert layer.loss_recovered == pytest.approx(1, abs=1e-4)
+    same.wiring = None
+    with pytest.raises(InputError, match="a transcoder with its wiring"):
+        evaluate_saes({write: same}, model[0], batches)
+
+
+def test_nested_dictionaries_have_an_fvu_each(model, batches):
+    sae = SAE(SAEConfig(d_in=16, d_sae=32, k=4, activation="matryoshka", prefixes=[8, 20]))
+    sae.threshold.fill_(0.1)
+    layer = row(evaluate_saes({NAME: sae}, model[0], batches))
+    assert layer.prefixes == [8, 20, 32] and len(layer.prefix_fvu) == 3
+    assert layer.prefix_fvu[2] == pytest.approx(layer.fvu)
+    x = torch.cat(
+        [a[NAME][b.mask] for a, b in zip(_captured(model[0], batches), batches, strict=True)]
+    )
+    acts = sae.encode(x) * (torch.arange(32) < 8)
+    error = (sae.decode(acts) - x).square().sum() / (x - x.mean(0)).square().sum()
+    assert layer.prefix_fvu[0] == pytest.approx(error.item(), rel=1e-4)

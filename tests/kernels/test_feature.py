@@ -1,4 +1,4 @@
-"""Features with very many entries, moments in bf16, and the dense regime's pass."""
+"""Features with very many entries, and moments in bf16."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import torch
 
 from trustbench import ops
 from trustbench.kernels.triton import (
-    _adam,
-    _dense_grad,
     _feature,
     _launch,
     adam,
     transpose_code,
 )
-from trustbench.ops.sparse_adam import Moments, Weights
+from trustbench.ops.parameters import Moments, Weights
 
 
 def hot_code(N: int, F: int, k: int):
@@ -42,7 +40,7 @@ def test_a_long_feature_is_shared_out(monkeypatch, l1_form):
             through = ops.sparse_adam_(mine, values, code, x, grad, moments, **options)
             dW, db = ops.weight_grad(values, indices, x, F)
             norm, _ = ops.sparse_grad_norm(weights, values, code, x, grad)
-        results.append([*mine, *moments, through, dW, db, torch.tensor(norm)])
+        results.append([*mine, *moments, through, dW, db, norm])
     for other in results[1:]:
         for a, e in zip(other, results[0], strict=True):
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
@@ -84,24 +82,13 @@ def test_bf16_moments_are_right_in_the_mean():
     m, v = (torch.full((rows, d), 0.5).bfloat16() for _ in range(2))
     means = []
     for step in range(1, 9):
-        figures = _adam.on_device(_adam.scalars(step, 0.0, 0.9, 0.999), param.device)
-        adam.adam(param, grad, m, v, figures, 0.9, 0.999, 1e-8, False)
+        scalars = ops.step_scalars(step, 0.0, 0.9, 0.999)
+        adam.adam(param, grad, m, v, scalars, 0.9, 0.999, 1e-8, False)
         means.append(v.float().mean().item())
     exact = 1 - 0.5 * 0.999**8
     # Rounded to nearest, a step of 0.0005 from 0.5 in steps of 2**-8 would never arrive.
     assert means[-1] == pytest.approx(exact, abs=4e-4)
     assert v.max() < 0.55 and (v.float() * 256 % 1 == 0).all()
-
-
-def test_the_mask_pass_of_the_dense_regime(monkeypatch):
-    monkeypatch.setattr(_dense_grad, "_SPAN", 32)  # several programs along the tokens
-    for N, F in ((70, 130), (1, 1), (33, 7)):
-        acts, dacts = torch.randn(N, F).relu(), torch.randn(N, F)
-        slope = torch.rand(F)
-        expected = torch.where(acts > 0, dacts + slope, 0.0)
-        db = _dense_grad.mask_gradient(acts, dacts, slope)
-        torch.testing.assert_close(dacts, expected)
-        torch.testing.assert_close(db, expected.sum(0), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_too_long_for_the_kernels_are_refused():

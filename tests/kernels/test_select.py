@@ -54,7 +54,7 @@ def test_more_tiles_than_one_group(kind):
 
 def test_rows_that_overflow_a_bucket_are_done_again_in_waves(monkeypatch):
     monkeypatch.setattr(encode_topk, "_FIRST_WAVE", 2)
-    monkeypatch.setattr(_dense, "_AT_ONCE", 0)  # 16 rows at once
+    monkeypatch.setattr(_dense, "AT_ONCE", 0)  # 16 rows at once
     done = []
     select = _select.select
 
@@ -73,7 +73,7 @@ def test_rows_that_overflow_a_bucket_are_done_again_in_waves(monkeypatch):
 
 
 def test_dense_pre_activations_in_parts(monkeypatch):
-    monkeypatch.setattr(_dense, "_AT_ONCE", 0)
+    monkeypatch.setattr(_dense, "AT_ONCE", 0)
     assert_selected(*inputs(37, 20, 70, torch.float32), 9)
 
 

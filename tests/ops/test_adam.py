@@ -63,7 +63,7 @@ def test_same_bits_on_any_number_of_threads():
 def test_opcheck_and_bad_input():
     p, g, m, v = (torch.rand(5, 7) for _ in range(4))
     torch.library.opcheck(
-        torch.ops.trustbench.adam.default, (p, g, m, v, 1, 1e-3, 0.9, 0.999, 1e-8, True)
+        torch.ops.trustbench.adam.default, (p, g, m, v, None, None, 1, 1e-3, 0.9, 0.999, 1e-8, True)
     )
     with pytest.raises(InputError, match="step=0: expected an integer >= 1"):
         ops.adam_(p, g, m, v, step=0, **OPTIONS)
@@ -71,3 +71,34 @@ def test_opcheck_and_bad_input():
         ops.adam_(p, g[:, :6], m, v, step=1, **OPTIONS)
     with pytest.raises(InputError, match="contiguous"):
         ops.adam_(p.T, g.T, m.T, v.T, step=1, **OPTIONS)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_scalars_on_the_device_have_one_definition(kind, unit_norm):
+    """bf16 moments too: rounded by chance, with the same chance."""
+    param, grad = torch.nn.functional.normalize(torch.randn(5, 40)), torch.randn(5, 40)
+    scalars = ops.step_scalars(3, 1e-2, 0.9, 0.999, scale=0.7)
+    results = []
+    for name in ("reference", "triton"):
+        p, copy = param.clone(), torch.zeros(5, 40, dtype=torch.bfloat16)
+        m, v = torch.full((5, 40), 0.3).to(kind), torch.full((5, 40), 0.2).to(kind)
+        with ops.use(name):
+            for number in (1, 2):
+                scalars[4] = number
+                ops.adam_(p, grad, m, v, unit_norm=unit_norm, scalars=scalars, copy=copy)
+        results.append((p, m.float(), v.float(), copy.float()))
+    for mine, theirs, tolerance in zip(*results, (2**-20, 2**-7, 2**-7, 2**-7), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=2**-20)
+    if kind == torch.bfloat16:  # nearly all of them the same bits: sums may differ in the last
+        assert (results[0][2] == results[1][2]).float().mean() > 0.98
+    before = param.clone()
+    scalars[3] = float("nan")
+    for name in ("reference", "triton"):
+        with ops.use(name):
+            ops.adam_(before, grad, m, v, scalars=scalars)
+    assert torch.equal(before, param)
+    with pytest.raises(NotImplementedError, match="for the Triton kernels"):
+        ops.adam_(param, grad, torch.zeros(5, 40), torch.zeros(5, 40), scalars=scalars)
+    with pytest.raises(InputError, match="copy='a tensor': expected None without scalars"):
+        ops.adam_(param, grad, torch.zeros(5, 40), torch.zeros(5, 40), copy=copy)

@@ -95,3 +95,17 @@ def test_gradcheck_opcheck_and_bad_input():
     )
     with pytest.raises(InputError, match=r"k=13: expected an integer in \[1, d_sae=12\]"):
         ops.encode_batchtopk(x, W, b, 13)
+
+
+@isas
+def test_a_padded_code_is_the_exact_one(isa):
+    shape = Shape(20, 9, 33, 4)
+    x, W, b = encoder_inputs(shape, torch.float32)
+    for bias in (b, b - 3):  # N k entries, and fewer
+        with running(isa):
+            exact = ops.encode_batchtopk(x, W, bias, 4)
+            code = ops.encode_batchtopk_padded(x, W, bias, 4)
+        nnz = len(exact.values)
+        assert code.fits.all() and len(code.values) == 80 and code.row_offsets[-1] == nnz
+        assert torch.equal(code.values[:nnz], exact.values) and not code.values[nnz:].any()
+        assert torch.equal(code.indices[:nnz], exact.indices)

@@ -110,3 +110,35 @@ def test_bad_threshold_is_named():
     x, W, b = encoder_inputs(ODD, torch.float32)
     with pytest.raises(InputError, match=r"threshold.shape=\[3\]: expected \[515\]"):
         ops.encode_relu(x, W, b, torch.zeros(3))
+
+
+@isas
+@pytest.mark.parametrize("room", [0, 40, 10_000])
+def test_a_padded_code_is_the_exact_one_where_it_fits(isa, room):
+    shape = Shape(20, 9, 33, 4)
+    x, W, b = encoder_inputs(shape, torch.float32)
+    low = torch.full((shape.F,), -0.3)
+    with running(isa):
+        exact = ops.encode_relu(x, W, b, low)
+        code = ops.encode_relu_padded(x, W, b, room, low)
+    nnz = len(exact.values)
+    assert bool(code.fits) == (nnz <= room) and len(code.values) == room
+    assert code.row_offsets[-1] == min(nnz, room) and code.values.dtype == torch.float32
+    if nnz <= room:
+        assert torch.equal(code.values[:nnz], exact.values) and not code.values[nnz:].any()
+        assert torch.equal(code.indices[:nnz], exact.indices)
+        assert torch.equal(code.row_offsets, exact.row_offsets)
+        rows = torch.arange(20).repeat_interleave(exact.row_offsets.diff())
+        assert torch.equal(code.rows[:nnz].long(), rows)
+    with pytest.raises(InputError, match="room=-1: expected an integer >= 0"):
+        ops.encode_relu_padded(x, W, b, -1)
+
+
+@isas
+def test_values_stay_fp32_when_asked(isa):
+    x, W, b = encoder_inputs(Shape(20, 9, 33, 4), torch.bfloat16)
+    with running(isa):
+        wide = ops.encode_relu(x, W, b, out_dtype=torch.float32).values
+        narrow = ops.encode_relu(x, W, b).values
+    assert wide.dtype == torch.float32 and narrow.dtype == torch.bfloat16
+    assert torch.equal(wide.bfloat16(), narrow) and not torch.equal(wide.bfloat16().float(), wide)

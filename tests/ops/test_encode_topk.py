@@ -214,3 +214,16 @@ def test_bad_input_is_named(change, message):
     arguments = {"x": x, "W_enc": W, "b_enc": b, "k": 9} | change
     with pytest.raises(InputError, match=message):
         ops.encode_topk(**arguments)
+
+
+@isas
+def test_values_stay_fp32_when_asked(isa):
+    x, W, b = encoder_inputs(Shape(20, 9, 33, 4), torch.bfloat16)
+    with running(isa):
+        wide = ops.encode_topk(x, W, b, 4, out_dtype=torch.float32)
+        narrow = ops.encode_topk(x, W, b, 4)
+    assert wide.values.dtype == torch.float32 and narrow.values.dtype == torch.bfloat16
+    assert torch.equal(wide.values.bfloat16(), narrow.values)
+    assert torch.equal(wide.indices, narrow.indices)
+    with pytest.raises(InputError, match=r"out_dtype=torch\.int32"):
+        ops.encode_topk(x, W, b, 4, out_dtype=torch.int32)

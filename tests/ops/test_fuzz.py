@@ -26,10 +26,11 @@ from torch import Tensor
 
 from trustbench import ops
 from trustbench.errors import TrustbenchError
-from trustbench.ops.sparse_adam import Moments, Weights
+from trustbench.ops.parameters import Moments, Weights
 
 QUICK, SLOW, WORKERS = 3_000, 100_000, 2
-OPS = [name for name in ops.__all__ if inspect.isfunction(getattr(ops, name))]
+# `trusted` takes no argument, and leaves the caller answerable for codes.
+OPS = [n for n in ops.__all__ if inspect.isfunction(getattr(ops, n)) and n != "trusted"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 DTYPES = (
     *FLOATS, torch.float16, torch.float8_e4m3fn, torch.complex64, torch.bool, torch.uint8,
@@ -58,6 +59,7 @@ def arguments(op: str, rng: random.Random) -> dict[str, Any]:
     adam = "adam" in op or "norm" in op
     dtype = rng.choice(FLOATS[::2] if adam else FLOATS)
     flat = (N * k,) if (csr := rng.random() < 0.5) else (N, k)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     B, kv, S = rng.randint(0, 2), rng.randint(1, 2), rng.randint(0, 12)
     H, T, D = kv * rng.randint(1, 2), rng.randint(0, S), rng.randint(1, 20)
 
@@ -102,6 +104,19 @@ def arguments(op: str, rng: random.Random) -> dict[str, Any]:
         "l1_form": lambda: rng.choice(["sum", "decoder_norm"]),
         "clip_scale": lambda: 0.5,
         "name": lambda: rng.choice(["auto", "cpp", "reference"]),
+        "out_dtype": lambda: rng.choice(FLOATS),
+        "room": lambda: rng.randint(0, 2 * N * F),
+        "rows": lambda: integers(0, N + 1, N * k),
+        "push": lambda: made(*flat),
+        "scalars": lambda: ops.step_scalars(3, 1e-3, 0.9, 0.999, slope=0.1),
+        "copies": lambda: (made(F, d).bfloat16(), made(F, d).bfloat16()),
+        "copy": lambda: made(N, d).bfloat16(),
+        "fired": lambda: integers(0, 9, F),
+        "acts": lambda: made(N, F).relu(),
+        "dacts": lambda: made(N, F),
+        "slope": lambda: 0.1 if op == "step_scalars" else made(F).to(wide),
+        "scale": lambda: 0.5,
+        "device": lambda: torch.device("cpu"),
     }
     if op == "attention_capture":
         found |= {

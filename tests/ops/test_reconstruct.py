@@ -12,6 +12,7 @@ from tests.ops.cases import (
     dense,
     dtypes,
     implementations,
+    isas,
     malformed_codes,
     running,
     topk_code,
@@ -134,3 +135,16 @@ def test_a_malformed_code_is_refused(isa):
         W, b, x = torch.ones(ODD.F, ODD.d), torch.ones(ODD.d), torch.ones(ODD.N, ODD.d)
         with running(isa), pytest.raises(InputError, match=message):
             ops.reconstruct(torch.ones(indices.shape), indices, W, b, x, offsets)
+
+
+@isas
+def test_products_are_those_of_every_entry_and_wide_values_are_taken(isa):
+    values, indices, W, b, x, offsets = inputs(Shape(20, 9, 33, 4), torch.bfloat16, "csr")
+    wide = values.float()
+    wide[::3] = 0  # the products are wanted all the same
+    with running(isa), ops.trusted():
+        error, _, products = ops.reconstruct_products(wide, indices, W, b.float(), x, offsets)
+    rows = torch.arange(20).repeat_interleave(offsets.diff())
+    expected = (error.double()[rows] * W.double()[indices.long()]).sum(1)
+    # The Triton kernel takes them of the error before it is rounded.
+    torch.testing.assert_close(products.double(), expected, rtol=2**-6, atol=0.05)

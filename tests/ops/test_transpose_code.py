@@ -38,7 +38,9 @@ def test_equals_the_reference_exactly(isa, shape, layout, threads):
 
 def test_opcheck_and_bad_input():
     _, indices = topk_code(Shape(37, 130, 515, 9), torch.float32)
-    torch.library.opcheck(torch.ops.trustbench.transpose_code.default, (indices, 515, None))
+    torch.library.opcheck(
+        torch.ops.trustbench.transpose_code.default, (indices, 515, None, None, None)
+    )
     with pytest.raises(InputError, match=r"indices\.dtype=torch\.int64"):
         ops.transpose_code(indices.long(), 515)
     with pytest.raises(InputError, match="d_sae=0"):
@@ -75,3 +77,27 @@ def test_a_malformed_code_is_refused(isa):
     for indices, offsets, message in malformed_codes(shape):
         with running(isa), pytest.raises(InputError, match=message):
             ops.transpose_code(indices, shape.F, offsets)
+
+
+@isas
+def test_rows_of_entries_and_entries_left_out(isa):
+    """As a padded code has them: entries of value 0 count for nothing, wherever they lie."""
+    shape = Shape(20, 8, 30, 6)
+    values, indices = topk_code(shape, torch.float32)
+    flat, kept = indices.flatten(), values.flatten() != 0
+    rows = torch.randint(50, flat.shape)
+    with running(isa, threads=2):
+        found = ops.transpose_code(flat, shape.F, rows=rows, values=values.flatten())
+        whole = ops.transpose_code(flat, shape.F, rows=rows.int())
+        by_token = ops.transpose_code(indices, shape.F, values=values)
+    order = sorted(kept.nonzero().flatten().tolist(), key=lambda p: (int(flat[p]), p))
+    nnz = len(order)
+    assert 0 < nnz < len(flat) == len(found.rows) and found.feature_offsets[-1] == nnz
+    assert found.positions[:nnz].tolist() == order
+    assert found.rows[:nnz].tolist() == rows[order].tolist()
+    assert by_token.rows[:nnz].tolist() == [p // shape.k for p in order]
+    assert torch.equal(whole.rows.long(), rows[whole.positions.long()])
+    with pytest.raises(InputError, match=r"rows\.shape=\[3\]"):
+        ops.transpose_code(flat, shape.F, rows=rows[:3])
+    with pytest.raises(InputError, match="expected None where rows are given"):
+        ops.transpose_code(flat, shape.F, torch.tensor([0, 120]), rows=rows)

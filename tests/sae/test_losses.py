@@ -7,7 +7,7 @@ import torch
 
 from trustbench.errors import InputError
 from trustbench.sae import SAE, SAEConfig, loss
-from trustbench.sae.jumprelu import jump, step
+from trustbench.sae.families.jumprelu import jump, step
 
 DEAD = torch.arange(40) % 3 == 0
 

@@ -9,7 +9,7 @@ import torch
 
 from trustbench.errors import NonFiniteError
 from trustbench.sae import SAE, SAEConfig, loss
-from trustbench.steps.fused import AdamOptions, LayerTrainer
+from trustbench.steps import AdamOptions, FusedStep
 
 CASES = {
     "topk": {"activation": "topk", "auxk": 0},
@@ -20,7 +20,15 @@ CASES = {
     "relu-norm-unit": {"activation": "relu", "l1_coefficient": 0.2},
     "jumprelu": {"activation": "jumprelu", "bandwidth": 0.2, "jumprelu_threshold": 0.1},
     "jumprelu-tanh": {"activation": "jumprelu", "l0_form": "tanh", "bandwidth": 0.2},
-}
+    "jumprelu-tanh-free": {
+        "activation": "jumprelu", "l0_form": "tanh", "bandwidth": 0.2, "unit_norm": False,
+    },
+    "matryoshka": {"activation": "matryoshka", "prefixes": [7, 30], "auxk": 4},
+    "panneal": {"activation": "panneal", "l1_coefficient": 0.2, "p_anneal_start": 0.2},
+    "transcoder": {"d_out": 17, "auxk": 8},
+    "transcoder-skip": {"d_out": 24, "skip": True, "activation": "batchtopk", "auxk": 0},
+    "transcoder-jumprelu": {"d_out": 17, "skip": True, "activation": "jumprelu", "bandwidth": 0.2},
+}  # fmt: skip
 
 
 def activations(n: int, d: int) -> torch.Tensor:
@@ -34,14 +42,18 @@ def test_fused_step_equals_autograd(case, clip_norm):
     mine = SAE(cfg)
     mine.input_scale.fill_(0.8)
     theirs = copy.deepcopy(mine).train()
-    trainer = LayerTrainer(mine, AdamOptions(clip_norm=clip_norm), dead_after_tokens=60)
+    trainer = FusedStep(mine, AdamOptions(clip_norm=clip_norm), dead_after_tokens=60)
     optimizer = torch.optim.Adam(theirs.parameters(), lr=3e-3)
     inactive = torch.zeros(96, dtype=torch.int64)
-    for _ in range(20):
-        x = activations(33, 24)
-        result = trainer.step(x, 3e-3, sparsity=0.5, measure=True)
-        terms = loss(theirs, x, dead=inactive >= 60)
-        total = terms.mse + 0.5 * terms.penalty + cfg.auxk_coefficient * terms.auxk
+    for number in range(20):
+        x, done = activations(33, 24), number / 20
+        target = activations(33, cfg.d_out) if cfg.transcoder else None
+        options = {"target": target, "done": done, "penalty_scale": 0.5}
+        result = trainer.step(x, 3e-3, measure=True, **options)
+        if theirs.family.before is not None:
+            theirs.family.before(theirs, done)
+        terms = loss(theirs, x, dead=inactive >= 60, target=target)
+        total = terms.total - 0.5 * terms.penalty
         optimizer.zero_grad()
         total.backward()
         if cfg.unit_norm:
@@ -51,6 +63,8 @@ def test_fused_step_equals_autograd(case, clip_norm):
         optimizer.step()
         if cfg.unit_norm:
             theirs.normalize_decoder_()
+        if theirs.family.after is not None:
+            theirs.family.after(theirs, terms.code.values.detach())
         inactive += 33
         fired = terms.code.indices.flatten()[terms.code.values.flatten() > 0].long()
         inactive[fired] = 0
@@ -71,7 +85,7 @@ def test_parity_with_dense_plain_pytorch_over_200_steps():
         p.detach().clone().requires_grad_() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec)
     )
     optimizer = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=lr)
-    trainer = LayerTrainer(sae)
+    trainer = FusedStep(sae)
     mixing = torch.randn(12, d)
     for _ in range(200):
         x = (torch.randn(n, 12) * (torch.rand(n, 12) < 0.3)) @ mixing
@@ -94,11 +108,11 @@ def test_parity_with_dense_plain_pytorch_over_200_steps():
 
 def test_state_round_trip_continues_bit_for_bit():
     cfg = SAEConfig(d_in=24, d_sae=96, k=6, auxk=8, activation="batchtopk")
-    first = LayerTrainer(SAE(cfg), dead_after_tokens=60)
+    first = FusedStep(SAE(cfg), dead_after_tokens=60)
     batches = [activations(33, 24) for _ in range(10)]
     for x in batches[:5]:
         first.step(x, 1e-3)
-    second = LayerTrainer(SAE(cfg), dead_after_tokens=60)
+    second = FusedStep(SAE(cfg), dead_after_tokens=60)
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     for x in batches[5:]:
         assert first.step(x, 1e-3) == second.step(x, 1e-3)
@@ -115,7 +129,7 @@ def test_state_round_trip_continues_bit_for_bit():
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes():
-    trainer = LayerTrainer(SAE(SAEConfig(d_in=24, d_sae=96, k=6)), name="layers.3")
+    trainer = FusedStep(SAE(SAEConfig(d_in=24, d_sae=96, k=6)), name="layers.3")
     before = {k: v.clone() for k, v in trainer.sae.state_dict().items()}
     x = activations(5, 24)
     x[2, 3] = float("nan")
@@ -127,7 +141,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes():
 
 def test_batchtopk_sets_the_threshold_that_inference_needs():
     sae = SAE(SAEConfig(d_in=24, d_sae=96, k=6, auxk=0, activation="batchtopk"))
-    trainer = LayerTrainer(sae)
+    trainer = FusedStep(sae)
     for _ in range(30):
         trainer.step(activations(64, 24), 1e-3)
     x = activations(500, 24)
@@ -138,7 +152,7 @@ def test_batchtopk_sets_the_threshold_that_inference_needs():
 def test_no_dense_code_is_ever_built(monkeypatch):
     """The step never allocates N x F: its largest tensor is a weight."""
     n, F = 512, 4096
-    trainer = LayerTrainer(SAE(SAEConfig(d_in=16, d_sae=F, k=4, auxk=8)), dead_after_tokens=1000)
+    trainer = FusedStep(SAE(SAEConfig(d_in=16, d_sae=F, k=4, auxk=8)), dead_after_tokens=1000)
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -8,23 +8,23 @@ import pytest
 import torch
 
 from tests.steps.test_fused import CASES, activations
+from trustbench import ops
 from trustbench.errors import NonFiniteError
 from trustbench.sae import SAE, SAEConfig
-from trustbench.steps import device_codes
-from trustbench.steps.fused import AdamOptions, LayerTrainer
-from trustbench.steps.triton import DeviceTrainer
+from trustbench.steps import AdamOptions, AutogradStep, FusedStep, pick, triton
+from trustbench.steps.triton import TritonStep
 
-FUSED = [name for name in CASES if not name.startswith("jumprelu")]
+FUSED = list(CASES)
 
 
 def pair(case: str, adam=None, **options):
-    """The same SAE in a LayerTrainer and in a DeviceTrainer."""
+    """The same SAE in a FusedStep and in a TritonStep."""
     cfg = SAEConfig(d_in=24, d_sae=30, k=6, normalize="expected_norm", **CASES[case])
     sae = SAE(cfg)
     sae.input_scale.fill_(0.8)
     shared = {"dead_after_tokens": 40}
-    there = DeviceTrainer(copy.deepcopy(sae), adam, **shared, **options)
-    return LayerTrainer(sae, adam, **shared), there
+    there = TritonStep(copy.deepcopy(sae), adam, **shared, **options)
+    return FusedStep(sae, adam, **shared), there
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,13 @@ def test_equals_the_step_on_the_cpu(case, dense_above, clip_norm):
         case, AdamOptions(clip_norm=clip_norm), compute_dtype=torch.float32, dense_above=dense_above
     )
     theirs.l0 = 100.0  # dense or sparse from the first step on
-    for _ in range(4):
+    for number in range(4):
         x = activations(17, 24)
-        expected = mine.step(x, 3e-3, sparsity=0.5, measure=True)
-        found = theirs.step(x, 3e-3, sparsity=0.5, measure=True)
+        options = {"penalty_scale": 0.5, "done": 0.3 * number, "measure": True}
+        if mine.sae.cfg.transcoder:
+            options["target"] = activations(17, mine.sae.cfg.d_out)
+        expected = mine.step(x, 3e-3, **options)
+        found = theirs.step(x, 3e-3, **options)
         for name, e in expected._asdict().items():
             assert getattr(found, name) == pytest.approx(e, rel=1e-4, abs=1e-6), name
         assert torch.equal(theirs.inactive, mine.inactive)
@@ -96,30 +99,31 @@ def test_a_restored_trainer_goes_on_bit_for_bit(case):
         torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
-def test_jumprelu_is_refused():
-    with pytest.raises(NotImplementedError, match="JumpReLU trains through LayerTrainer"):
-        pair("jumprelu")
+def test_gated_has_a_step_of_its_own():
+    sae = SAE(SAEConfig(d_in=24, d_sae=30, activation="gated"))
+    with ops.use("triton"):
+        assert isinstance(pick(sae), AutogradStep)
 
 
-@pytest.mark.parametrize("case", ["relu-sum", "relu-norm", "batchtopk", "topk+auxk"])
+@pytest.mark.parametrize("case", ["relu-norm", "batchtopk", "topk+auxk", "jumprelu", "matryoshka"])
 @pytest.mark.parametrize("measure", [True, False])
 def test_a_step_without_room_is_done_again(monkeypatch, case, measure):
     mine, theirs = pair(case, compute_dtype=torch.float32, dense_above=float("inf"))
     theirs.l0 = 1.0
-    exact, run = [], DeviceTrainer._run
+    exact, run = [], TritonStep._run
 
-    def watched(self, x, **how):
+    def watched(self, x, target, **how):
         exact.append(bool(how.get("exact")))
-        run(self, x, **how)
+        run(self, x, target, **how)
 
-    monkeypatch.setattr(DeviceTrainer, "_run", watched)
-    monkeypatch.setattr(device_codes, "room", lambda most: 1)
+    monkeypatch.setattr(TritonStep, "_run", watched)
+    monkeypatch.setattr(triton, "room", lambda most: 1)
     ties = torch.zeros(17, 24)  # many pre-activations equal the batch's bound
-    for trainer in (mine, theirs) if case == "batchtopk" else ():
+    for trainer in (mine, theirs) if case in ("batchtopk", "matryoshka") else ():
         trainer.weights.b_enc.fill_(1.0)
     for step in range(3):
-        x = ties if case == "batchtopk" and step == 0 else activations(17, 24)
-        theirs.settle()
+        x = ties if case in ("batchtopk", "matryoshka") and step == 0 else activations(17, 24)
+        theirs.finish_pending()
         for trainer in (mine, theirs) if "auxk" in case else ():
             trainer.inactive[:9] = 60  # dead
         theirs.dead_count = int("auxk" in case)
@@ -132,20 +136,20 @@ def test_a_step_without_room_is_done_again(monkeypatch, case, measure):
         torch.testing.assert_close(state[name], e, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)
 
 
-@pytest.mark.parametrize("case", FUSED)
+@pytest.mark.parametrize("case", ["topk+auxk", "relu-norm", "jumprelu-tanh", "matryoshka"])
 def test_what_a_graph_holds_depends_on_no_step(case):
-    """Everything that changes from step to step is on the device: a replay sees the new figures."""
+    """Everything that changes from step to step is on the device: a replay sees the new scalars."""
     _, one = pair(case, compute_dtype=torch.float32, dense_above=float("inf"))
     _, other = pair(case, compute_dtype=torch.float32, dense_above=float("inf"))
     other.load_state_dict({name: t.clone() for name, t in one.state_dict().items()})
     one.l0 = other.l0 = 20.0
     x = activations(17, 24)
-    one.step(x, 1e-2, sparsity=0.3)
-    # As a replay does it: the figures of the step, then what was captured without knowing them.
+    one.step(x, 1e-2, penalty_scale=0.3)
+    # As a replay does it: the scalars of the step, then what was captured without knowing them.
     scaled = other.sae.scaled(x, other.compute_dtype)
     other.steps += 1
-    other._set_figures(len(x), 1e-2, 0.3)
-    other._run(scaled)
+    other._send_scalars(triton.Batch(scaled, None, 1e-2, 0.3))
+    other._run(scaled, None)
     for mine, theirs in zip(one.weights, other.weights, strict=True):
         assert torch.equal(mine, theirs)
 

@@ -42,7 +42,7 @@ def _before_steps(call: Callable[[Any, str, Any, Tensor], None]) -> Iterator[Non
         return watched
 
     def steps(run: Any, batch: Any, bar: Any) -> None:
-        for name, trainer in run.trainers.items():
+        for name, trainer in run.steps.items():
             trainer.step = watch(run, name, trainer)
         original(run, batch, bar)
 

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
+from trustbench import tuned
 from trustbench.cli import main
-from trustbench.kernels.triton import _launch, _tuned, encode_topk
+from trustbench.kernels.triton import _launch, encode_topk
 from trustbench.steps import dense as dense_step
 from trustbench.training.tune import timings
 
@@ -18,9 +19,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    _tuned._known.cache_clear()
+    tuned._known.cache_clear()
     yield tmp_path / "trustbench" / "tuned.json"
-    _tuned._known.cache_clear()
+    tuned._known.cache_clear()
 
 
 def test_the_fastest_of_every_kernel_is_remembered(cache):
@@ -32,14 +33,14 @@ def test_the_fastest_of_every_kernel_is_remembered(cache):
         return 10.0 - len(calls) % 3  # the second of three is the fastest
 
     found = {t.name: t for t in timings(16, 24, 2, 8, CPU, timer)}
-    names = ["encode_topk", "collect", "encode_relu.dense", "decode", "reconstruct", "weight_grad"]
+    names = ["encode_topk", "collect", "relu_dense", "decode", "reconstruct", "weight_grad"]
     names.append("sparse_adam")
     assert list(found)[:7] == names
     assert len(found["encode_topk"].seconds) == len(encode_topk.CONFIGS)
     known = json.loads(cache.read_text())
     for name in names:
         (key,) = (key for key in known if key.startswith(f"{name};"))
-        assert known[key] == found[name].fastest == _tuned.fastest(found[name].seconds)
+        assert known[key] == found[name].fastest == tuned.fastest(found[name].seconds)
     assert (
         dense_step.measured_crossover(CPU, 16, 24)
         == known[next(key for key in known if key.startswith(dense_step.CROSSOVER))]
@@ -51,7 +52,7 @@ def test_a_configuration_that_the_card_cannot_hold_is_passed_over(cache):
     from triton.runtime.errors import OutOfResources
 
     def timer(run):
-        if _tuned._forced.get("encode_topk", 1) == 0:
+        if tuned._forced.get("encode_topk", 1) == 0:
             raise OutOfResources(200_000, 100_000, "shared memory")
         return 1.0
 
@@ -61,12 +62,12 @@ def test_a_configuration_that_the_card_cannot_hold_is_passed_over(cache):
 
 def test_the_default_is_the_first_that_fits(monkeypatch, cache):
     card = torch.device("cuda", 0)
-    monkeypatch.setattr(_tuned, "_card", lambda index: "a card")
+    monkeypatch.setattr(tuned, "_card", lambda index: "a card")
     for limit, place in ((227 * 1024, 0), (100 * 1024, 0), (64 * 1024, 4)):
         monkeypatch.setattr(_launch, "_shared_memory", lambda index, limit=limit: limit)
         chosen = _launch.chosen("encode_topk", encode_topk.CONFIGS, card, N=8, d=16, F=24)
         assert chosen is encode_topk.CONFIGS[place]
-    _tuned.remember("encode_topk", card, 2, N=8, d=16, F=24)
+    tuned.remember("encode_topk", card, 2, N=8, d=16, F=24)
     assert (
         _launch.chosen("encode_topk", encode_topk.CONFIGS, card, N=9, d=16, F=24)
         is (encode_topk.CONFIGS[2])

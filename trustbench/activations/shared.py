@@ -38,7 +38,7 @@ class SharedSource:
         self.source, self.team, self.kept, self.dtype = source, team, kept, dtype
         mine = kept[team.rank]
         self.widths = {name: columns.stop - columns.start for name, columns in mine.items()}
-        self.model_bytes = source.model_bytes
+        self.model_bytes, self.wirings = source.model_bytes, source.wirings
         # Pieces that are ready, each with the source's place before it.
         self._ready: deque[tuple[Any, Rows]] = deque()
 

@@ -15,7 +15,14 @@ from trustbench import devices
 from trustbench.activations.cache import ActivationCache, Rows
 from trustbench.activations.config import ActivationsConfig
 from trustbench.errors import bad
-from trustbench.models import ActivationCapture, load_model, resolve_hook_points
+from trustbench.models import (
+    ActivationCapture,
+    HookPoint,
+    all_hook_points,
+    load_model,
+    resolve_hook_points,
+)
+from trustbench.sae.wiring import Wiring, autoencoder
 
 
 class Source(Protocol):
@@ -23,6 +30,7 @@ class Source(Protocol):
 
     widths: dict[str, int]
     model_bytes: int  # of what it keeps on the device
+    wirings: list[Wiring]
 
     def pull(self) -> Rows:
         """The next tokens; StopIteration when there are no more."""
@@ -50,8 +58,15 @@ class ModelSource:
         Which model and hook points, which text, and how it is read.
     device, dtype
         Where the model runs, and in what.
+    target_site : str
+        Of the hook points that transcoders reconstruct, one a layer that is read; "": none.
     repeat : bool
         Read the text again when it ends.
+
+    Attributes
+    ----------
+    wirings : list of Wiring
+        What is read, and what is to be reconstructed from it.
     """
 
     def __init__(
@@ -60,6 +75,7 @@ class ModelSource:
         device: torch.device,
         dtype: torch.dtype,
         *,
+        target_site: str = "",
         repeat: bool = True,
     ) -> None:
         model, tokenizer = load_model(settings.model, dtype=dtype, device=device)
@@ -67,7 +83,8 @@ class ModelSource:
         if positions and settings.context_length > positions:
             raise bad("context_length", settings.context_length, f"at most the model's {positions}")
         self.device = device
-        self.points = resolve_hook_points(model, settings.layers, settings.site)
+        reads = resolve_hook_points(model, settings.layers, settings.site)
+        self.wirings, self.points = wired(model, reads, target_site)
         self.capture = ActivationCapture(model, self.points)
         probe = self.capture.run(torch.zeros(1, 2, dtype=torch.int64))
         self.widths = {name: acts.shape[-1] for name, acts in probe.items()}
@@ -99,6 +116,26 @@ class ModelSource:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a place of the stream."""
         self.stream.load_state_dict(state)
+
+
+def wired(
+    model: Any, reads: list[HookPoint], target_site: str
+) -> tuple[list[Wiring], list[HookPoint]]:
+    """(a wiring for every point that is read, all their points).
+
+    With a target_site each writes the point of that site in its own layer.
+    """
+    if not target_site:
+        return [autoencoder(point.name) for point in reads], reads
+    targets = {p.layer: p for p in all_hook_points(model) if p.site == target_site}
+    wirings, points = [], {point.name: point for point in reads}
+    for point in reads:
+        if point.layer not in targets:
+            raise bad("target_site", target_site, f"one that layer {point.layer} has")
+        target = targets[point.layer]
+        wirings.append(Wiring(target.name, point.name, target.name))
+        points[target.name] = target
+    return wirings, list(points.values())
 
 
 class CacheSource:
@@ -147,6 +184,7 @@ class CacheSource:
         self.share, self.stride = share, stride
         self.cache, self.names, self.piece, self.device, self.seed = cache, names, piece, device, seed
         self.widths = {name: cache.widths[name] for name in names}
+        self.wirings = [autoencoder(name) for name in names]
         self.epoch = self.shard = self.first = 0  # the shard: a place in the epoch's order
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="trustbench-cache")
         self._ahead: tuple[tuple[int, int, int], Future[Rows]] | None = None

@@ -194,7 +194,7 @@ class ActivationBuffer:
     def check_finite(self) -> None:
         """NonFiniteError when rows put since the last check held NaN or Inf (on a GPU; waits for it).
 
-        They are in the pool: training skips a batch that holds one of them (see DeviceTrainer).
+        They are in the pool: training skips a batch that holds one of them (see TritonStep).
         """
         for name, count in zip(self.widths, self._pool.bad_rows(), strict=True):
             if count:

@@ -15,6 +15,7 @@ from trustbench.models import ActivationCapture, HookPoint, hooked, resolve_hook
 from trustbench.report import Table
 from trustbench.sae import SAE
 from trustbench.sae.stats import firing_counts
+from trustbench.sae.wiring import autoencoder
 
 # Feature densities are counted in bins of log10(density): below the first edge lies "never".
 DENSITY_EDGES = tuple(-6 + 0.25 * i for i in range(25))
@@ -43,17 +44,24 @@ class _Sums:
     """Running sums of one layer; all in fp64."""
 
     def __init__(self, sae: SAE) -> None:
-        d, F = sae.cfg.d_in, sae.cfg.d_sae
+        d, F = sae.cfg.width_out, sae.cfg.d_sae
+        self.prefixes = sae.family.prefixes(sae.cfg)
+        self.prefix_errors = [0.0 for _ in self.prefixes]
         self.error = self.squares = self.cosine = self.active = 0.0
         device = sae.W_enc.device
         self.mean = torch.zeros(d, dtype=torch.float64, device=device)
         self.firing = torch.zeros(F, dtype=torch.int64, device=device)
 
-    def add(self, sae: SAE, x: Tensor) -> None:
+    def add(self, sae: SAE, x: Tensor, y: Tensor) -> None:
         code = sae.encode_sparse(x)
-        x_hat = sae.decode(code).to(torch.float64)
-        wide = x.to(torch.float64)
+        x_hat = sae.decode(code, x).to(torch.float64)
+        wide = y.to(torch.float64)
         self.error += (wide - x_hat).square().sum().item()
+        if len(self.prefixes) > 1:
+            for place, width in enumerate(self.prefixes):
+                part = code._replace(values=code.values * (code.indices < width))
+                error = wide - sae.decode(part, x).to(torch.float64)
+                self.prefix_errors[place] += error.square().sum().item()
         self.squares += wide.square().sum().item()
         self.mean += wide.sum(0)
         self.cosine += torch.nn.functional.cosine_similarity(wide, x_hat, dim=1).sum().item()
@@ -76,6 +84,7 @@ def evaluate_saes(
     Parameters
     ----------
     saes : {hook point: SAE}
+        A transcoder is evaluated on what it writes, by what it reads in the same forward.
     model
         The transformers causal LM that they belong to, on the same device.
     batches : iterable of TokenBatch
@@ -90,7 +99,8 @@ def evaluate_saes(
     -------
     Table
         A row a hook point: `hook_point`, `tokens` (activations evaluated), `predicted_tokens` (that
-        the cross-entropies are means over) and LayerEval's columns. A share of nothing is None.
+        the cross-entropies are means over) and LayerEval's columns; for nested dictionaries also
+        `prefixes` and `prefix_fvu`. A share of nothing is None.
 
     Raises
     ------
@@ -99,16 +109,18 @@ def evaluate_saes(
     """
     if tokens < 1 or spliced_tokens < 1:
         raise bad("tokens", min(tokens, spliced_tokens), "an integer >= 1")
-    points = resolve_hook_points(model, list(saes))
-    by_name = {p.name: saes[n].eval() for p, n in zip(points, saes, strict=True)}
-    capture = ActivationCapture(model, points)
-    sums = {name: _Sums(sae) for name, sae in by_name.items()}
+    wired = [_Wired.of(name, sae.eval(), model) for name, sae in saes.items()]
+    points = {point.name: point for one in wired for point in (one.read, one.write)}
+    capture = ActivationCapture(model, list(points.values()))
+    sums = {one.name: _Sums(one.sae) for one in wired}
     seen = kept_tokens = 0
     kept: list[TokenBatch] = []
     for host_batch in batches:
         batch = TokenBatch(*(tensor.to(model.device) for tensor in host_batch))
-        for name, acts in capture.run(batch.input_ids).items():
-            sums[name].add(by_name[name], acts[batch.mask].float())
+        captured = capture.run(batch.input_ids)
+        acts = {name: captured.pop(name)[batch.mask].float() for name in points}
+        for one in wired:
+            sums[one.name].add(one.sae, acts[one.read.name], acts[one.write.name])
         count = int(batch.mask.sum())
         if kept_tokens < spliced_tokens:
             kept.append(batch)
@@ -122,29 +134,64 @@ def evaluate_saes(
 
     original = _cross_entropy(model, kept)
     table = Table()
-    for point in points:
-        row = {"hook_point": point.name, "tokens": seen, "predicted_tokens": predicted}
-        splice = _Splicer(model, point, kept)
-        layer = _layer(by_name[point.name], sums[point.name], seen, original, splice)
-        table.append(row | layer._asdict())
+    for one in wired:
+        row = {"hook_point": one.name, "tokens": seen, "predicted_tokens": predicted}
+        found = sums[one.name]
+        layer = _layer(one.sae, found, seen, original, _Splicer(model, one, kept))
+        nested = _nested(found, seen) if len(found.prefixes) > 1 else {}
+        table.append(row | layer._asdict() | nested)
     return table
 
 
-class _Splicer:
-    """Cross-entropy with something else in the place of a hook point's activations."""
+class _Wired(NamedTuple):
+    """An SAE, and the hook points that it reads and writes."""
 
-    def __init__(self, model: Any, point: HookPoint, batches: list[TokenBatch]) -> None:
-        self.model, self.point, self.batches = model, point, batches
+    name: str
+    sae: SAE
+    read: HookPoint
+    write: HookPoint
+
+    @classmethod
+    def of(cls, name: str, sae: SAE, model: Any) -> _Wired:
+        wiring = sae.wiring or autoencoder(name)
+        if not sae.cfg.transcoder:  # by its name, in any spelling
+            wiring = autoencoder(name)
+        elif sae.wiring is None:
+            raise bad("saes", name, "a transcoder with its wiring, as training and load give it")
+        read, write = (resolve_hook_points(model, [n])[0] for n in (wiring.reads, wiring.writes))
+        return cls(write.name, sae, read, write)
+
+
+class _Splicer:
+    """Cross-entropy with something else in the place of what a dictionary writes."""
+
+    def __init__(self, model: Any, wired: _Wired, batches: list[TokenBatch]) -> None:
+        self.model, self.wired, self.batches = model, wired, batches
 
     def __call__(self, function: Callable[[Tensor], Tensor]) -> float:
-        with hooked(self.model, {self.point: function}):
+        with hooked(self.model, {self.wired.write: function}):
             return _cross_entropy(self.model, self.batches)
+
+    def reconstructed(self) -> float:
+        """With what the dictionary makes of its input, in the same forward."""
+        sae, read, write = self.wired.sae, self.wired.read, self.wired.write
+        if read.name == write.name:
+            return self(lambda x: sae(x))
+        with hooked(self.model, {write: lambda y: sae(acts[read.name])}, read=[read]) as acts:
+            return _cross_entropy(self.model, self.batches)
+
+
+def _nested(sums: _Sums, n: int) -> dict[str, list[float]]:
+    """fvu of each nested dictionary."""
+    variance = sums.squares - (sums.mean.square().sum() / n).item()
+    fvus = [error / variance if variance > 0 else math.nan for error in sums.prefix_errors]
+    return {"prefixes": list(sums.prefixes), "prefix_fvu": fvus}
 
 
 def _layer(sae: SAE, sums: _Sums, n: int, original: float, splice: _Splicer) -> LayerEval:
     mean = sums.mean / n
     variance = sums.squares - n * mean.square().sum().item()
-    reconstructed = splice(lambda x: sae(x))
+    reconstructed = splice.reconstructed()
     zero = splice(torch.zeros_like)
     with_mean = splice(lambda x: mean.to(x.dtype).expand_as(x))
     density = sums.firing.double().cpu() / n

@@ -291,8 +291,8 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         dv += (p.transpose(-1, -2) @ g[..., rows, :]).sum(2, keepdim=True)
         ds = p * (g[..., rows, :] @ v_.transpose(-1, -2) - inner[..., rows, None])
         if dbias is not None:
-            dbias += ds.view(B, H, -1, S).sum(2)
-            dbias[:, :, at] -= ds.view(B, H, -1, S).sum(3)
+            dbias += ds.view(B, H, ds.shape[-2], S).sum(2)
+            dbias[:, :, at] -= ds.view(B, H, ds.shape[-2], S).sum(3)
         if softcap:
             ds = ds * (1 - (s / softcap) ** 2)
         ds = ds * scale

@@ -28,8 +28,25 @@ class CSRCode(NamedTuple):
     values: Tensor  # [nnz], dtype of x
 
 
+class PaddedCode(NamedTuple):
+    """A CSR code in memory of a size fixed beforehand, so that nobody waits to learn its size.
+
+    Behind the entries lie zeros. Where `fits` is False there was too little room: the code is not
+    the one that was asked for, but nothing in it leads out of memory.
+    """
+
+    row_offsets: Tensor  # [N + 1], int64; none exceeds the room
+    indices: Tensor  # [room], int32
+    values: Tensor  # [room], fp32
+    rows: Tensor  # [room], int32: the token of every entry
+    fits: Tensor  # bool [1]
+
+
 class FeatureCode(NamedTuple):
-    """A code grouped by feature, tokens ascending; positions point into the code it came from."""
+    """A code grouped by feature, tokens ascending; positions point into the code it came from.
+
+    Arrays may be longer than feature_offsets[-1]; what lies behind means nothing.
+    """
 
     feature_offsets: Tensor  # [F + 1], int64
     rows: Tensor  # [nnz], int32: the token of each entry
@@ -37,6 +54,17 @@ class FeatureCode(NamedTuple):
 
 
 Code = TopKCode | CSRCode
+
+
+def padded(code: CSRCode, room: int) -> PaddedCode:
+    """A code that is there, in `room` places: what the padded encoders are defined by."""
+    nnz, kept = len(code.values), min(len(code.values), room)
+    values, indices = code.values.new_zeros(room), code.indices.new_zeros(room)
+    rows = code.indices.new_zeros(room)
+    values[:kept], indices[:kept] = code.values[:kept], code.indices[:kept]
+    rows[:kept] = entry_rows(code.indices, code.row_offsets)[:kept].to(torch.int32)
+    fits = torch.tensor([nnz <= room], device=values.device)
+    return PaddedCode(code.row_offsets.clamp(max=room), indices, values, rows, fits)
 
 
 def entry_rows(indices: Tensor, row_offsets: Tensor | None) -> Tensor:

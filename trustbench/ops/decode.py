@@ -32,7 +32,7 @@ def decode(
 
     Parameters
     ----------
-    values : Tensor [N, k] (TopK code) or [nnz] (CSR code), dtype of W_dec
+    values : Tensor [N, k] (TopK code) or [nnz] (CSR code), dtype of W_dec or fp32
     indices : Tensor, shape of values, int32, each in [0, F)
     W_dec : Tensor [F, d], fp32, bf16 or fp64 (fp64 runs the reference)
     row_offsets : Tensor [N + 1], int64, for a CSR code
@@ -48,8 +48,15 @@ def decode(
     """
     check_tensor("W_dec", W_dec, (None, None), *FLOATS)
     check_code(indices, row_offsets, device=W_dec.device)
-    check_tensor("values", values, tuple(indices.shape), W_dec.dtype, device=W_dec.device)
+    kinds = value_dtypes(W_dec)
+    check_tensor("values", values, tuple(indices.shape), *kinds, device=W_dec.device)
     return _decode(values, indices, W_dec, row_offsets)
+
+
+def value_dtypes(W_dec: Tensor) -> tuple[torch.dtype, ...]:
+    """What a code's values may be beside these weights: their dtype, or fp32 beside bf16."""
+    wide = (torch.float32,) if W_dec.dtype == torch.bfloat16 else ()
+    return (W_dec.dtype, *wide)
 
 
 def reference(values: Tensor, indices: Tensor, W_dec: Tensor, row_offsets: Tensor | None) -> Tensor:
@@ -95,9 +102,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     values, indices, W_dec, row_offsets = ctx.saved_tensors
     dvalues = dW = None
     if ctx.needs_input_grad[0]:
-        dvalues = code_grad(grad.contiguous(), indices, W_dec, row_offsets)
+        dvalues = code_grad(grad.contiguous(), indices, W_dec, row_offsets).to(values.dtype)
     if ctx.needs_input_grad[2]:
-        dW, _ = weight_grad(values, indices, grad.contiguous(), W_dec.shape[0], row_offsets)
+        coefs = values.to(grad.dtype)
+        dW, _ = weight_grad(coefs, indices, grad.contiguous(), W_dec.shape[0], row_offsets)
     return dvalues, None, dW, None
 
 

@@ -89,8 +89,10 @@ def _warn_missing(what: str, instead: str, hint: str) -> None:
     warnings.warn(f"{what}: {instead}; {hint}", RuntimeWarning, stacklevel=3)
 
 
-def implementation(op: str, tensor: Tensor) -> Literal["reference", "cpp", "triton"]:
-    """What runs `op` on this tensor now."""
+def implementation(
+    op: str, tensor: Tensor, *, cpp: bool = True
+) -> Literal["reference", "cpp", "triton"]:
+    """What runs `op` on this tensor now; cpp=False: it has no C++ kernel (the reference is used)."""
     choice, device = _choice.get(), tensor.device.type
     if choice == "reference":
         return "reference"
@@ -108,11 +110,24 @@ def implementation(op: str, tensor: Tensor) -> Literal["reference", "cpp", "trit
             return "reference"
         triton(op)
         return "triton"
+    if not cpp:
+        if choice == "cpp":
+            raise bad("name", "cpp", f"'reference' or 'triton': {op} has no C++ kernel")
+        return "reference"
     if choice == "auto" and _load("_C") is None:
         _warn_missing("trustbench._C is not built", _SLOW.format(op), _BUILD_HINT)
         return "reference"
     native()
     return "cpp"
+
+
+def shipped(name: str, d: int) -> int:
+    """How many configurations the Triton kernels called `name` in what is tuned ship with."""
+    if name in ("encode_topk", "relu_dense"):
+        return len(triton(name).CONFIGS)
+    if name == "collect":  # of encode_relu and encode_batchtopk
+        return len(triton("_collect").CONFIGS)
+    return len(triton("_launch").row_options(d))
 
 
 def _interpreted() -> bool:

@@ -24,7 +24,13 @@ from trustbench.ops.weight_grad import weight_grad
 
 
 def encode_topk(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, matmul_dtype: torch.dtype | None = None
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    *,
+    matmul_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> TopKCode:
     """The k largest entries of pre = x W_enc^T + b_enc, then ReLU (Gao et al. 2024, eq. 4).
 
@@ -41,26 +47,33 @@ def encode_topk(
     k : int in [1, F]
     matmul_dtype
         torch.bfloat16 rounds the operands of the matmul to bf16; sums stay fp32. None: dtype of x.
+    out_dtype
+        Of the values, which are sums in fp32 (fp64 for fp64). None: dtype of x.
 
     Returns
     -------
     TopKCode
-        values [N, k] in the dtype of x, largest first; indices [N, k] int32.
+        values [N, k], largest first; indices [N, k] int32.
 
     Raises
     ------
     InputError
         For a wrong shape or dtype, or k outside [1, F].
     """
-    check_encoder(x, W_enc, b_enc, matmul_dtype)
+    check_encoder(x, W_enc, b_enc, matmul_dtype, out_dtype)
     check_k(k, W_enc.shape[0])
-    return TopKCode(*_encode_topk(x, W_enc, b_enc, k, matmul_dtype))
+    return TopKCode(*_encode_topk(x, W_enc, b_enc, k, matmul_dtype, out_dtype))
 
 
 def reference(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    matmul_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    values = x.new_empty(len(x), k)
+    values = x.new_empty(len(x), k, dtype=out_dtype or x.dtype)
     indices = x.new_empty(len(x), k, dtype=torch.int32)
     # Some tokens at a time: sorting all N F pre-activations together takes 16 bytes for each.
     tokens = max(1, 2**22 // W_enc.shape[0])
@@ -74,16 +87,21 @@ def reference(
 
 
 def _run(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    matmul_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     chosen = dispatch.implementation("encode_topk", x)
     if chosen == "reference":
-        return reference(x, W_enc, b_enc, k, matmul_dtype)
+        return reference(x, W_enc, b_enc, k, matmul_dtype, out_dtype)
     x, W, b, rounded = encoder_arguments(x, W_enc, b_enc, matmul_dtype)
     if chosen == "triton":
         operands = tensor_core_operands(x, W, rounded)
         values, indices = dispatch.triton("encode_topk").encode_topk(*operands, b, k)
-        return values.to(x.dtype), indices
+        return values.to(out_dtype or x.dtype), indices
     (N, d), F = x.shape, W.shape[0]
     values = torch.empty(N, k, dtype=torch.float32)
     indices = torch.empty(N, k, dtype=torch.int32)
@@ -91,18 +109,23 @@ def _run(
         x.data_ptr(), W.data_ptr(), b.data_ptr(), values.data_ptr(), indices.data_ptr(),
         N, d, F, k, DTYPE_CODE[x.dtype], rounded, torch.get_num_threads(),
     )  # fmt: skip
-    return values.to(x.dtype), indices
+    return values.to(out_dtype or x.dtype), indices
 
 
 def _fake(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, matmul_dtype: torch.dtype | None
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    matmul_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     shape = (x.shape[0], k)
-    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int32)
+    return x.new_empty(shape, dtype=out_dtype or x.dtype), x.new_empty(shape, dtype=torch.int32)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, W_enc, b_enc, _, _ = inputs
+    x, W_enc, b_enc, *_ = inputs
     values, indices = output
     ctx.save_for_backward(x, W_enc, values, indices)
     ctx.b_dtype = b_enc.dtype
@@ -111,15 +134,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Any, ...]:
     x, W_enc, values, indices = ctx.saved_tensors
-    dpre = grad_values.masked_fill(~(values > 0), 0)
+    dpre = grad_values.masked_fill(~(values > 0), 0).to(x.dtype)
     dx = decode(dpre, indices, W_enc) if ctx.needs_input_grad[0] else None
     dW, db = weight_grad(dpre, indices, x, W_enc.shape[0])
-    return dx, dW, db.to(ctx.b_dtype), None, None
+    return dx, dW, db.to(ctx.b_dtype), None, None, None
 
 
 _encode_topk = register(
-    "encode_topk(Tensor x, Tensor W_enc, Tensor b_enc, int k, ScalarType? matmul_dtype)"
-    " -> (Tensor, Tensor)",
+    "encode_topk(Tensor x, Tensor W_enc, Tensor b_enc, int k, ScalarType? matmul_dtype,"
+    " ScalarType? out_dtype) -> (Tensor, Tensor)",
     _run,
     _fake,
     _setup_context,

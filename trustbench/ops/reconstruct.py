@@ -11,7 +11,7 @@ from trustbench.ops import dispatch
 from trustbench.ops.code_grad import code_grad
 from trustbench.ops.code_grad import reference as code_grad_reference
 from trustbench.ops.codes import entry_rows
-from trustbench.ops.decode import decode
+from trustbench.ops.decode import decode, value_dtypes
 from trustbench.ops.decode import reference as decode_reference
 from trustbench.ops.registration import check_code, check_entries, check_tensor, register
 from trustbench.ops.spec import FLOATS, OpSpec
@@ -35,10 +35,10 @@ def reconstruct(
 
     Parameters
     ----------
-    values : Tensor [N, k] (TopK code) or [nnz] (CSR code), dtype of W_dec
+    values : Tensor [N, k] (TopK code) or [nnz] (CSR code), dtype of W_dec or fp32
     indices : Tensor, shape of values, int32, each in [0, F)
     W_dec : Tensor [F, d], fp32, bf16 or fp64 (fp64 runs the reference)
-    b_dec : Tensor [d], dtype of W_dec
+    b_dec : Tensor [d], dtype of W_dec or fp32
     x : Tensor [N, d], dtype of W_dec
     row_offsets : Tensor [N + 1], int64, for a CSR code
 
@@ -51,15 +51,43 @@ def reconstruct(
     InputError
         For a wrong shape or dtype, an index outside [0, F), or offsets that do not fit the code.
     """
-    check_tensor("W_dec", W_dec, (None, None), *FLOATS)
-    device = W_dec.device
-    check_tensor("b_dec", b_dec, (W_dec.shape[1],), W_dec.dtype, device=device)
-    check_tensor("x", x, (None, W_dec.shape[1]), W_dec.dtype, device=device)
-    check_code(indices, row_offsets, tokens=x.shape[0], device=device)
-    check_tensor("values", values, tuple(indices.shape), W_dec.dtype, device=device)
+    _check(values, indices, W_dec, b_dec, x, row_offsets)
     gradient = torch.is_grad_enabled() and values.requires_grad
     error, squared, _ = _reconstruct(values, indices, W_dec, b_dec, x, row_offsets, gradient)
     return error, squared
+
+
+def reconstruct_products(
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    x: Tensor,
+    row_offsets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(error, squared, products): `reconstruct`, and <error[n], W_dec[indices[p]]> of every entry p.
+
+    Half the gradient of Σ_n squared[n] in the code's values, of entries with value 0 too (JumpReLU's
+    threshold wants it of those below it); fp32 (fp64 for fp64), of the shape of indices.
+    """
+    _check(values, indices, W_dec, b_dec, x, row_offsets)
+    return _reconstruct(values, indices, W_dec, b_dec, x, row_offsets, True)
+
+
+def _check(
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    x: Tensor,
+    row_offsets: Tensor | None,
+) -> None:
+    check_tensor("W_dec", W_dec, (None, None), *FLOATS)
+    device, kinds = W_dec.device, value_dtypes(W_dec)
+    check_tensor("b_dec", b_dec, (W_dec.shape[1],), *kinds, device=device)
+    check_tensor("x", x, (None, W_dec.shape[1]), W_dec.dtype, device=device)
+    check_code(indices, row_offsets, tokens=x.shape[0], device=device)
+    check_tensor("values", values, tuple(indices.shape), *kinds, device=device)
 
 
 def reference(
@@ -124,8 +152,9 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    values, indices, W_dec, _, _, row_offsets, _ = inputs
+    values, indices, W_dec, b_dec, _, row_offsets, _ = inputs
     error, _, products = output
+    ctx.b_dtype = b_dec.dtype
     ctx.save_for_backward(values, indices, W_dec, row_offsets, error, products)
     ctx.mark_non_differentiable(products)
     ctx.set_materialize_grads(False)
@@ -150,10 +179,11 @@ def _backward(
             twice = 2 * grad_squared[entry_rows(indices, offsets)].view(indices.shape)
             dvalues = (twice * products).to(values.dtype)
         else:
-            dvalues = code_grad(grad, indices, W_dec, offsets)
+            dvalues = code_grad(grad, indices, W_dec, offsets).to(values.dtype)
     if ctx.needs_input_grad[2]:
-        dW, _ = weight_grad(values, indices, grad, W_dec.shape[0], offsets)
-    db = grad.sum(0) if ctx.needs_input_grad[3] else None
+        coefs = values.to(grad.dtype)
+        dW, _ = weight_grad(coefs, indices, grad, W_dec.shape[0], offsets)
+    db = grad.sum(0).to(ctx.b_dtype) if ctx.needs_input_grad[3] else None
     return dvalues, None, dW, db, -grad if ctx.needs_input_grad[4] else None, None, None
 
 

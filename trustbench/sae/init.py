@@ -62,20 +62,39 @@ def random_directions(rows: int, d: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(sae: SAE, x: Tensor, b_dec_init: BiasInit = "geometric_median") -> None:
-    """Fit a fresh SAE's starting point to a sample of activations x [N, d], as the model gives them.
+def initialise(
+    sae: SAE, x: Tensor, b_dec_init: BiasInit = "geometric_median", *, target: Tensor | None = None
+) -> None:
+    """Fit a fresh SAE's start to a sample of activations x [N, d_in], as the model gives them.
+
+    `target` [N, d_out] is what a transcoder reconstructs.
 
     Sets the input scale (where the config normalises), then b_dec, then, for a tied start, the scale
     of W_enc: the s that minimises ‖x - b_dec - s x_hat‖². Which features are active does not depend
     on s, but unscaled unit rows overlap and reconstruct several times too much, and the first part
     of the training would go into shrinking them.
     """
+    if sae.cfg.transcoder and target is None:
+        raise bad("target", None, "what the transcoder reconstructs")
+    y = x if target is None else target
     if sae.cfg.normalize == "expected_norm":
         sae.input_scale.fill_(measure_input_scale(x))
-    scaled = sae.scaled(x)
-    sae.b_dec.copy_(initial_b_dec(scaled, b_dec_init))
-    if sae.cfg.tied_init and sae.cfg.activation != "jumprelu":  # its threshold fixes a scale
+        if sae.cfg.transcoder:
+            sae.output_scale.fill_(measure_input_scale(y))
+    scaled, wanted = sae.scaled(x), sae.scaled_target(y)
+    sae.b_dec.copy_(initial_b_dec(wanted, b_dec_init))
+    if sae.cfg.tied_init and sae.cfg.transcoder:
+        sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_enc @ _linear_map(scaled, wanted)))
+    if sae.cfg.tied_init and sae.family.rescaled:
         x_hat = sae.decode_scaled(sae.encode_scaled(scaled)) - sae.b_dec
         size = x_hat.square().sum()
         if size > 0:
-            sae.W_enc.mul_(((scaled - sae.b_dec) * x_hat).sum() / size)
+            sae.W_enc.mul_(((wanted - sae.b_dec) * x_hat).sum() / size)
+
+
+def _linear_map(x: Tensor, y: Tensor) -> Tensor:
+    """The A [d_in, d_out] for which x A is nearest to y, both centred, with a little ridge."""
+    x, y = (t.double() - t.double().mean(0) for t in (x, y))
+    gram = x.T @ x
+    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=x.device)
+    return torch.linalg.solve(gram + ridge, x.T @ y).float()

@@ -15,8 +15,10 @@ from trustbench.errors import CheckpointError, InputError, bad
 from trustbench.ops import Code, CSRCode, TopKCode
 from trustbench.ops.codes import entry_rows
 from trustbench.sae.config import SAEConfig
+from trustbench.sae.families import family
+from trustbench.sae.families.base import How
 from trustbench.sae.init import random_directions
-from trustbench.sae.jumprelu import jump
+from trustbench.sae.wiring import Wiring
 
 WEIGHTS_FILE = "sae.safetensors"
 CONFIG_FILE = "config.json"
@@ -24,11 +26,14 @@ FORMAT = "trustbench-sae-1"
 
 
 class SAE(nn.Module):
-    """A sparse autoencoder.
+    """A sparse autoencoder, or a transcoder.
 
         pre = (s x - b_dec) W_encᵀ + b_enc      acts = σ(pre)      x_hat = (acts W_dec + b_dec) / s
 
-    with s the input scale (1 unless the config normalises).
+    with s the input scale (1 unless the config normalises). A transcoder has a target y of its own
+    scale t, takes x as it is, and may skip (σ is the family's; see trustbench.sae.families):
+
+        pre = s x W_encᵀ + b_enc                y_hat = (acts W_dec + b_dec + s x W_skipᵀ) / t
 
     Parameters
     ----------
@@ -38,88 +43,102 @@ class SAE(nn.Module):
 
     Attributes
     ----------
-    W_enc, W_dec : Parameter [F, d]
+    W_enc : Parameter [F, d_in]
+    W_dec : Parameter [F, d_out]
     b_enc : Parameter [F]
-    b_dec : Parameter [d]
-    log_threshold : Parameter [F], only for "jumprelu"
-    input_scale : buffer, scalar fp32
+    b_dec : Parameter [d_out]
+    W_skip : Parameter [d_out, d_in] or None
+    input_scale, output_scale : buffers, scalars fp32; the second only for a transcoder
     threshold : buffer, scalar fp32, "batchtopk": what replaces the batch at inference; NaN until set
     matmul_dtype : torch.dtype or None
         torch.bfloat16 rounds the encoder's matmul operands to bf16.
+    wiring : Wiring or None
+        The hook points it was trained on, where training made it.
     """
 
     input_scale: Tensor
+    output_scale: Tensor
     threshold: Tensor
+    W_skip: nn.Parameter | None
 
     def __init__(self, cfg: SAEConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         if cfg.d_in < 1:
             raise bad("d_in", cfg.d_in, "an integer >= 1")
-        self.cfg = cfg
+        if cfg.skip and not cfg.transcoder:
+            raise bad("skip", True, "false, but for a transcoder (d_out > 0)")
+        self.cfg, self.family = cfg, family(cfg.activation)
         self.matmul_dtype: torch.dtype | None = None
-        W_dec = random_directions(cfg.d_sae, cfg.d_in, cfg.seed)
+        self.wiring: Wiring | None = None
+        W_dec = random_directions(cfg.d_sae, cfg.width_out, cfg.seed)
         W_enc = W_dec.clone()
-        if not cfg.tied_init:
+        if not cfg.tied_init or cfg.transcoder:
             W_enc = random_directions(cfg.d_sae, cfg.d_in, cfg.seed + 1)
         self.W_enc = nn.Parameter(W_enc.to(dtype))
         self.W_dec = nn.Parameter(W_dec.to(dtype))
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=dtype))
-        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, dtype=dtype))
-        if cfg.activation == "jumprelu":
-            start = torch.full((cfg.d_sae,), math.log(cfg.jumprelu_threshold), dtype=dtype)
-            self.log_threshold = nn.Parameter(start)
+        self.b_dec = nn.Parameter(torch.zeros(cfg.width_out, dtype=dtype))
+        for name, start in self.family.parameters(cfg).items():
+            self.register_parameter(name, nn.Parameter(start.to(dtype)))
+        skip = nn.Parameter(torch.zeros(cfg.width_out, cfg.d_in, dtype=dtype)) if cfg.skip else None
+        self.register_parameter("W_skip", skip)
         self.register_buffer("input_scale", torch.tensor(1.0))
+        if cfg.transcoder:
+            self.register_buffer("output_scale", torch.tensor(1.0))
         self.register_buffer("threshold", torch.tensor(math.nan))
+        for name, buffer in self.family.buffers(cfg).items():
+            self.register_buffer(name, buffer)
 
     # ---------------------------------------------------------------- the two halves
 
+    @property
+    def master_W_dec(self) -> Tensor:
+        """W_dec as it is updated: a step may read copies of it."""
+        return self.W_dec
+
     def scaled(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """x [..., d] as [N, d] in `dtype` (None: the parameters'), times the input scale."""
-        if x.ndim < 1 or x.shape[-1] != self.cfg.d_in:
-            raise bad("x.shape", list(x.shape), f"[..., d_in={self.cfg.d_in}]")
+        """x [..., d_in] as [N, d_in] in `dtype` (None: the parameters'), times the input scale."""
+        return self._flat("x", "d_in", x, self.input_scale, dtype)
+
+    def scaled_target(self, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The same of what is reconstructed, [..., d_out]; of x itself but for a transcoder."""
+        if not self.cfg.transcoder:
+            return self.scaled(y, dtype)
+        return self._flat("target", "d_out", y, self.output_scale, dtype)
+
+    def _flat(
+        self, name: str, field: str, x: Tensor, scale: Tensor, dtype: torch.dtype | None
+    ) -> Tensor:
+        width = getattr(self.cfg, field)
+        if x.ndim < 1 or x.shape[-1] != width:
+            raise bad(f"{name}.shape", list(x.shape), f"[..., {field}={width}]")
         if not x.is_floating_point():
-            raise bad("x.dtype", x.dtype, "a floating-point dtype")
-        x = x.reshape(-1, self.cfg.d_in).to(dtype or self.W_enc.dtype)
-        return x if self.cfg.normalize == "none" else x * self.input_scale.to(x.dtype)
+            raise bad(f"{name}.dtype", x.dtype, "a floating-point dtype")
+        x = x.reshape(-1, width).to(dtype or self.W_enc.dtype)
+        return x if self.cfg.normalize == "none" else x * scale.to(x.dtype)
+
+    def centred(self, x: Tensor) -> Tensor:
+        """What the encoder multiplies, of scaled x [N, d_in]."""
+        return x if self.cfg.transcoder else x - self.b_dec
+
+    def skipped(self, x: Tensor) -> Any:
+        """What scaled x [N, d_in] adds to the reconstruction beside the code; 0.0: nothing."""
+        return 0.0 if self.W_skip is None else x @ self.W_skip.T
 
     def encode_scaled(self, x: Tensor) -> Code:
-        """The code of activations that are scaled already, [N, d], and have b_dec still in."""
-        x = x - self.b_dec
-        arguments = (x, self.W_enc, self.b_enc)
-        cfg = self.cfg
-        matmul: dict[str, Any] = {"matmul_dtype": self.matmul_dtype}
-        if cfg.activation == "topk":
-            return ops.encode_topk(*arguments, cfg.k, **matmul)
-        if cfg.activation == "relu":
-            return ops.encode_relu(*arguments, **matmul)
-        if cfg.activation == "jumprelu":
-            # The straight-through gradient also reaches what lies just below the threshold.
-            theta = self.log_threshold.exp()
-            low = theta - cfg.bandwidth / 2 if self.training else theta
-            code = ops.encode_relu(*arguments, low.detach(), **matmul)
-            kept = jump(code.values, theta[code.indices.long()], cfg.bandwidth)
-            return code._replace(values=kept)
-        if self.training:
-            return ops.encode_batchtopk(*arguments, cfg.k, **matmul)
-        if torch.isnan(self.threshold):
-            raise InputError(
-                "threshold=nan: a BatchTopK SAE in eval mode needs the threshold that training sets"
-            )
-        floor = self.threshold.to(x.dtype).expand(cfg.d_sae)
-        return ops.encode_relu(*arguments, floor, **matmul)
+        """The code of activations that are scaled already, [N, d_in], and have b_dec still in."""
+        if self.family.infer is not None and not self.training:
+            return self.family.infer(self, self.centred(x))
+        return self.family.encode(self, self.centred(x), How())
 
     def decode_scaled(self, code: Code) -> Tensor:
-        """The reconstruction [N, d] in scaled space, b_dec included."""
+        """The reconstruction [N, d_out] in scaled space, b_dec included, the skip not."""
         return ops.decode(code.values, code.indices, self.W_dec, code.row_offsets) + self.b_dec
-
-    def reconstruct_scaled(self, code: Code, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_hat - x [N, d], its squared norms [N]) in scaled space, for x [N, d]."""
-        return ops.reconstruct(code.values, code.indices, self.W_dec, self.b_dec, x, code.row_offsets)
 
     # ---------------------------------------------------------------- what users call
 
     def encode_sparse(self, x: Tensor) -> Code:
-        """The code of x [..., d]: TopKCode for "topk", CSRCode otherwise, over N = all tokens."""
+        """The code of x [..., d_in]: TopKCode for "topk", CSRCode otherwise, over N = all tokens."""
         return self.encode_scaled(self.scaled(x))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -135,24 +154,34 @@ class SAE(nn.Module):
         rows = entry_rows(code.indices, code.row_offsets)
         return out.index_put((rows, code.indices.long()), code.values)
 
-    def decode(self, acts: Tensor | TopKCode | CSRCode) -> Tensor:
-        """Reconstruction from dense activations [..., F] or from a code (then [N, d])."""
+    def decode(self, acts: Tensor | TopKCode | CSRCode, x: Tensor | None = None) -> Tensor:
+        """Reconstruction from dense activations [..., F] or from a code (then [N, d_out]).
+
+        x [..., d_in], the input, is wanted by a transcoder with a skip.
+        """
         if isinstance(acts, TopKCode | CSRCode):
             x_hat = self.decode_scaled(acts)
         else:
             if acts.shape[-1] != self.cfg.d_sae:
                 raise bad("acts.shape", list(acts.shape), f"[..., d_sae={self.cfg.d_sae}]")
             x_hat = acts.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
-        return x_hat if self.cfg.normalize == "none" else x_hat / self.input_scale.to(x_hat.dtype)
+        if self.W_skip is not None:
+            if x is None:
+                raise bad("x", None, "the input: this transcoder has a skip")
+            x_hat = x_hat + self.skipped(self.scaled(x)).view_as(x_hat)
+        scale = self.output_scale if self.cfg.transcoder else self.input_scale
+        return x_hat if self.cfg.normalize == "none" else x_hat / scale.to(x_hat.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x_hat, of the shape and dtype of x."""
-        return self.decode(self.encode_sparse(x)).view(x.shape).to(x.dtype)
+        """x_hat (a transcoder's y_hat) [..., d_out], of the dtype of x [..., d_in]."""
+        x_hat = self.decode(self.encode_sparse(x), x)
+        return x_hat.view(*x.shape[:-1], self.cfg.width_out).to(x.dtype)
 
     def extra_repr(self) -> str:
         cfg = self.cfg
-        size = f", k={cfg.k}" if cfg.activation in ("topk", "batchtopk") else ""
-        return f"{cfg.activation}, d_in={cfg.d_in}, d_sae={cfg.d_sae}{size}"
+        size = f", k={cfg.k}" if "k" in self.family.uses else ""
+        out = f", d_out={cfg.d_out}" if cfg.transcoder else ""
+        return f"{cfg.activation}, d_in={cfg.d_in}{out}, d_sae={cfg.d_sae}{size}"
 
     # ---------------------------------------------------------------- the decoder's norm
 
@@ -176,11 +205,17 @@ class SAE(nn.Module):
         folded.load_state_dict(self.state_dict())
         folded.matmul_dtype = self.matmul_dtype
         folded.train(self.training)
+        folded.wiring = self.wiring
         scale = self.input_scale.to(self.W_enc.dtype)
+        out = self.output_scale.to(scale.dtype) if self.cfg.transcoder else scale
         folded.W_enc.mul_(scale)
-        folded.W_dec.div_(scale)
-        folded.b_dec.div_(scale)
+        folded.W_dec.div_(out)
+        folded.b_dec.div_(out)
+        if folded.W_skip is not None:
+            folded.W_skip.mul_(scale / out)
         folded.input_scale.fill_(1.0)
+        if self.cfg.transcoder:
+            folded.output_scale.fill_(1.0)
         return folded
 
     # ---------------------------------------------------------------- files
@@ -189,7 +224,9 @@ class SAE(nn.Module):
         """Write `path`/sae.safetensors and `path`/config.json."""
         tensors = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
         files.save_tensors(Path(path) / WEIGHTS_FILE, tensors)
-        files.atomic_write_json(Path(path) / CONFIG_FILE, {"format": FORMAT, **self.cfg.to_dict()})
+        wiring = {"wiring": self.wiring._asdict()} if self.wiring else {}
+        fields = {"format": FORMAT, **wiring, **self.cfg.to_dict()}
+        files.atomic_write_json(Path(path) / CONFIG_FILE, fields)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SAE:
@@ -197,13 +234,16 @@ class SAE(nn.Module):
         fields = files.read_json(Path(path) / CONFIG_FILE)
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise CheckpointError(f"{path}/{CONFIG_FILE}: expected format {FORMAT!r}")
+        wired = fields.pop("wiring", None)
         try:
+            wiring = None if wired is None else Wiring(**wired)
             cfg = SAEConfig.from_dict(fields)
-        except InputError as error:
+        except (InputError, TypeError) as error:
             raise CheckpointError(f"{path}/{CONFIG_FILE}: {error}") from error
         tensors = files.load_tensors(Path(path) / WEIGHTS_FILE)
         dtype = tensors["W_enc"].dtype if "W_enc" in tensors else torch.float32
         sae = cls(cfg, dtype)
+        sae.wiring = wiring
         wanted = sae.state_dict()
         if tensors.keys() != wanted.keys():
             odd = sorted(tensors.keys() ^ wanted.keys())

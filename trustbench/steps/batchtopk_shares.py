@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from trustbench import ops
 from trustbench.ops import CSRCode
 from trustbench.ops.codes import entry_rows
-from trustbench.sae import SAE
 from trustbench.team import Team
 
 
-def encode_share(sae: SAE, x: Tensor, most: int, team: Team) -> CSRCode:
+def encode_share(
+    view: Any, centred: Tensor, most: int, team: Team, out_dtype: torch.dtype | None = None
+) -> CSRCode:
     """This rank's rows of the code with the `most` largest positive pre-activations of all rows.
 
     Equal to `ops.encode_batchtopk` of all rows, ties to the lower row and feature included. Each rank
@@ -21,19 +24,20 @@ def encode_share(sae: SAE, x: Tensor, most: int, team: Team) -> CSRCode:
 
     Parameters
     ----------
-    sae : SAE, "batchtopk"
-    x : Tensor [n, d]
-        This rank's rows, scaled, n >= 1. Rows of lower ranks come first.
+    view : an SAE as a step reads it
+    centred : Tensor [n, d]
+        This rank's rows, scaled, without b_dec, n >= 1. Rows of lower ranks come first.
     most : int
         Entries of the whole batch.
     """
-    k, F = sae.cfg.k, sae.cfg.d_sae
+    k, F = view.cfg.k, view.cfg.d_sae
     proposed = min(k + k // 4 + 1, F)
     while True:
         code = ops.encode_batchtopk(
-            x - sae.b_dec, sae.W_enc, sae.b_enc, proposed, matmul_dtype=sae.matmul_dtype
-        )
-        count = torch.tensor([[len(code.values), len(x) * proposed]], device=x.device)
+            centred, view.W_enc, view.b_enc, proposed,
+            matmul_dtype=view.matmul_dtype, out_dtype=out_dtype,
+        )  # fmt: skip
+        count = torch.tensor([[len(code.values), len(centred) * proposed]], device=centred.device)
         counts = team.joined(count, [1] * team.size).tolist()
         every = team.joined(code.values, [n for n, _ in counts])
         kept, ties = _threshold(every, most)
@@ -50,7 +54,7 @@ def encode_share(sae: SAE, x: Tensor, most: int, team: Team) -> CSRCode:
     chosen = chosen[before : before + len(code.values)]
     rows = entry_rows(code.indices, code.row_offsets)[chosen]
     offsets = torch.zeros_like(code.row_offsets)
-    offsets[1:] = torch.bincount(rows, minlength=len(x)).cumsum(0)
+    offsets[1:] = torch.bincount(rows, minlength=len(centred)).cumsum(0)
     return CSRCode(offsets, code.indices[chosen], code.values[chosen])
 
 

@@ -2,7 +2,7 @@
 
     out/checkpoint/state.json             step, tokens, data position, buffer counters, RNG, checksums
     out/checkpoint/buffer_<i>.safetensors the buffered activations of one hook point
-    out/checkpoint/layer_<i>.safetensors  one SAE with its optimiser state
+    out/checkpoint/layer_<i>.safetensors  one SAE (of one wiring) with its optimiser state
 
 It is written beside its place and renamed, so a kill at any moment leaves a whole one. Activations
 that the buffer has spilled to disk stay in its files, which state.json names with their checksums.
@@ -24,12 +24,12 @@ from trustbench import files
 from trustbench.activations import Source
 from trustbench.buffer import ActivationBuffer
 from trustbench.errors import CheckpointError, DataError, InputError, bad
-from trustbench.steps.fused import LayerTrainer
+from trustbench.steps import Step
 from trustbench.training.config import MAY_CHANGE, TrainConfig
 from trustbench.training.sharding import Sharding
 
-FORMAT = "trustbench-checkpoint-3"
-_STATE = {"format", "progress", "hook_points", "source", "buffer", "checksums"}
+FORMAT = "trustbench-checkpoint-4"
+_STATE = {"format", "progress", "wirings", "hook_points", "source", "buffer", "checksums"}
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def save(
     progress: Mapping[str, Any],
     source: Source,
     buffer: ActivationBuffer,
-    trainers: Mapping[str, LayerTrainer],
+    steps: Mapping[str, Step],
     sharding: Sharding,
 ) -> None:
     """Write out/checkpoint; CheckpointError, with the previous one as it was, when it cannot be.
@@ -58,27 +58,35 @@ def save(
     points.
     """
     held = buffer.state_dict()
-    team, names = sharding.team, list(sharding.widths)
+    team, points = sharding.team, list(sharding.widths)
     with writing(out / "checkpoint"), team.directory(out / "checkpoint") as directory:
         sums: dict[str, int] = {}
-        for i, name in enumerate(names):
-            # All ranks that hold some of it make it whole, and one of them writes it.
-            made: dict[str, dict[str, Tensor]] = {}
-            if name in trainers:
-                made[f"layer_{i}"] = trainers[name].state_dict()
-            if name in sharding.kept_widths:  # one in memory at a time
-                made[f"buffer_{i}"] = {name: sharding.whole_stored(name, held["tensors"][name])}
+
+        def write(name: str, tensors: dict[str, Tensor]) -> None:
+            path = directory / f"{name}.safetensors"
+            files.save_tensors(path, tensors)
+            sums[path.name] = files.checksum(path)
+
+        # All ranks that hold some of it make it whole, and one of them writes it; one at a time.
+        for i, name in enumerate(sharding.names):
+            mine = steps[name].state_dict() if name in steps else {}
             with team.together():
-                for file, tensors in made.items() if sharding.writes(name) else ():
-                    path = directory / f"{file}.safetensors"
-                    files.save_tensors(path, tensors)
-                    sums[path.name] = files.checksum(path)
+                if sharding.writes(name):
+                    write(f"layer_{i}", mine)
+        for i, name in enumerate(points):
+            rows = None
+            if name in sharding.kept_widths:
+                rows = sharding.whole_stored(name, held["tensors"][name])
+            with team.together():
+                if rows is not None and sharding.stores(name):
+                    write(f"buffer_{i}", {name: rows})
         checksums = {name: crc for part in team.objects(sums) for name, crc in part.items()}
         if team.rank == 0:
             state = {
                 "format": FORMAT,
                 "progress": dict(progress),
-                "hook_points": names,
+                "wirings": sharding.names,
+                "hook_points": points,
                 "source": source.state_dict(),
                 "buffer": held["meta"],
                 "checksums": checksums,
@@ -91,7 +99,7 @@ def load(
     out: Path,
     source: Source,
     buffer: ActivationBuffer,
-    trainers: Mapping[str, LayerTrainer],
+    steps: Mapping[str, Step],
     sharding: Sharding,
 ) -> dict[str, Any] | None:
     """Restore what `save` wrote into these objects; the progress, or None without a checkpoint.
@@ -107,14 +115,13 @@ def load(
     state = files.read_json(directory / "state.json")
     if not isinstance(state, dict) or state.get("format") != FORMAT or state.keys() != _STATE:
         raise CheckpointError(f"{directory}/state.json: expected format {FORMAT!r}, whole")
-    names = list(sharding.widths)
-    if state["hook_points"] != names:
+    if state["hook_points"] != list(sharding.widths) or state["wirings"] != sharding.names:
         raise CheckpointError(f"{directory}: holds other hook points: {state['hook_points']}")
-    for name, trainer in trainers.items():
-        path = directory / f"layer_{names.index(name)}.safetensors"
+    for name, step in steps.items():
+        path = directory / f"layer_{sharding.names.index(name)}.safetensors"
         tensors = _verified(path, state["checksums"])
         try:
-            trainer.load_state_dict(tensors)
+            step.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{path}: does not fit this run ({error})") from error
     held = _BufferFiles(directory, sharding, state["checksums"])

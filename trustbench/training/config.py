@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from trustbench.activations import ActivationCache
 from trustbench.activations.config import CAPTURED, ActivationsConfig
@@ -21,9 +21,11 @@ from trustbench.fields import (
     NonEmptyStr,
     NonNegativeFloat,
     NonNegativeInt,
+    OneOf,
     PositiveFloat,
     PositiveInt,
 )
+from trustbench.models.hook_points import Site
 from trustbench.sae import SAEConfig
 from trustbench.sae.init import BiasInit
 
@@ -53,6 +55,9 @@ class TrainConfig(ActivationsConfig):
         processes may differ then. It may be moved.
     sae
         The SAEs; d_in is taken from the model when it is 0.
+    target_site
+        Train transcoders: they read each layer's `site` and reconstruct its target_site (mlp_in and
+        mlp_out, say). Empty: SAEs, which reconstruct what they read.
     tokens
         Tokens to train every SAE on.
     activations
@@ -126,6 +131,7 @@ class TrainConfig(ActivationsConfig):
     out: NonEmptyStr
     tokens: PositiveInt
     sae: SAEConfig
+    target_site: Annotated[str, OneOf(("", *get_args(Site)))] = ""
     activations: str = ""
     batch_size: PositiveInt = 2048
     buffer_tokens: NonNegativeInt = 0
@@ -160,6 +166,10 @@ class TrainConfig(ActivationsConfig):
         for name in ("model", "data"):
             if not (self.activations or getattr(self, name)):
                 raise bad(name, getattr(self, name), "a non-empty string (or activations)")
+        if self.sae.transcoder and not self.target_site:
+            raise bad("sae.d_out", self.sae.d_out, "0, or a target_site to reconstruct")
+        if self.sae.skip and not self.target_site:
+            raise bad("sae.skip", True, "false, or a target_site to reconstruct")
         if any(not 0 < s <= self.tokens for s in self.snapshots):
             raise bad("snapshots", self.snapshots, f"token counts in [1, tokens={self.tokens}]")
         if self.buffer_tokens and self.buffer_tokens < self.smallest_buffer:

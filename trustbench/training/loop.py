@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +18,18 @@ from trustbench import devices, files
 from trustbench.activations import ActivationCache, CacheSource, ModelSource, SharedSource, Source
 from trustbench.buffer import ActivationBuffer
 from trustbench.errors import DataError, NonFiniteError, TrustbenchError, bad
-from trustbench.ops import dispatch
 from trustbench.report import TableWriter, about, write_about
 from trustbench.sae import SAE, load_saes
 from trustbench.sae.init import initialise
-from trustbench.steps.fused import AdamOptions, LayerTrainer
-from trustbench.steps.sharded import ShardedTrainer
-from trustbench.steps.triton import DeviceTrainer, GraphMemory
+from trustbench.sae.wiring import Wiring
+from trustbench.steps import AdamOptions, Step, pick
+from trustbench.steps.device import GraphMemory
 from trustbench.team import Team
 from trustbench.training import checkpoint, memory, schedule
 from trustbench.training.config import TrainConfig
 from trustbench.training.metrics import import_libraries, open_sinks
 from trustbench.training.sharding import Sharding
+from trustbench.training.stopping import stop_signals
 from trustbench.training.streams import Streams
 
 _INIT_TOKENS = 8192  # activations that an SAE's start is fitted to
@@ -105,17 +103,20 @@ class _Run:
             torch.cuda.set_device(device)  # Triton launches on the current device
         stored = devices.dtype(config.buffer_dtype, device)
         source = self._source()
-        self.sharding = Sharding(team, config.parallel, source.widths)
+        wirings = source.wirings
+        self.sharding = Sharding(team, config.parallel, wirings, source.widths)
         self.source: Source = source
         if team.size > 1:
             checked = torch.bfloat16 if stored == torch.float8_e4m3fn else stored
             self.source = SharedSource(source, team, self.sharding.kept, checked)
-        widths = {name: source.widths[name] for name in self.sharding.trained}
+        sizes = {w.name: self._sizes(w, source.widths) for w in self.sharding.trained}
         if device.type == "cuda":
             size = source.model_bytes
             free, _ = torch.cuda.mem_get_info(device)
             # What the model takes already is part of what is needed.
-            needs = memory.check(memory.predict(config, widths, size), free + size, config, widths)
+            kept = sum(self.sharding.kept_widths.values())
+            needed = memory.predict(config, sizes, kept, size)
+            needs = memory.check(needed, free + size, config, len(sizes))
             if progress:
                 print(needs)
         self.buffer = ActivationBuffer(
@@ -128,46 +129,49 @@ class _Run:
         )
         self.streams = Streams(device)
         self.graphs = GraphMemory() if device.type == "cuda" else None
-        self.trainers = {name: self._trainer(name, width) for name, width in widths.items()}
+        self.steps = {w.name: self._step_of(w, *sizes[w.name]) for w in self.sharding.trained}
         self.tokens = 0
 
     def _source(self) -> Source:
         config = self.config
+        if config.activations and config.target_site:
+            raise NotImplementedError(
+                "target_site: transcoders train from a model yet, not from captured activations"
+            )
         if config.activations:
             cache = ActivationCache(config.activations)
             names = cache.select(config.layers)
             most = config.model_rows * config.context_length
             return CacheSource(cache, names, most, self.device, config.seed, stride=self.team.size)
-        return ModelSource(config, self.device, devices.dtype(config.model_dtype, self.device))
+        dtype = devices.dtype(config.model_dtype, self.device)
+        return ModelSource(config, self.device, dtype, target_site=config.target_site)
 
-    def _trainer(self, name: str, width: int) -> LayerTrainer:
-        config, sae_config = self.config, self.config.sae
-        if sae_config.d_in not in (0, width):
-            raise bad("sae.d_in", sae_config.d_in, f"0 or {width}, the width of {name}")
-        sae = SAE(sae_config.replace(d_in=width)).to(self.device)
-        adam = AdamOptions(config.beta1, config.beta2, config.eps, config.clip_norm)
-        options: dict[str, Any] = {"dead_after_tokens": config.dead_after_tokens, "name": name}
-        fused = sae_config.activation != "jumprelu" and not self.sharding.columns
-        if fused and dispatch.implementation("sparse_adam", sae.W_enc) == "triton":
-            return DeviceTrainer(
-                sae,
-                adam,
-                moment_dtype=devices.dtype(config.state_dtype, self.device),
-                compute_dtype=torch.float32 if config.matmul_dtype == "fp32" else torch.bfloat16,
-                graphs=self.graphs,
-                **options,
-            )
-        if config.state_dtype == "bf16":
-            raise bad(
-                "state_dtype", "bf16", "fp32, except on a GPU, not for jumprelu or parallel=tokens"
-            )
-        if config.matmul_dtype == "bf16" or (
-            config.matmul_dtype == "auto" and (self.device.type == "cuda" or dispatch.has_fast_bf16())
+    def _sizes(self, wiring: Wiring, widths: dict[str, int]) -> tuple[int, int]:
+        """(d_in, d_out) of a wiring; d_out is 0 for an SAE."""
+        d_in = widths[wiring.reads]
+        d_out = widths[wiring.writes] if self.config.target_site else 0
+        for name, mine, d in (
+            ("d_in", self.config.sae.d_in, d_in),
+            ("d_out", self.config.sae.d_out, d_out),
         ):
-            sae.matmul_dtype = torch.bfloat16
-        if self.sharding.columns:
-            return ShardedTrainer(sae, adam, team=self.team, **options)
-        return LayerTrainer(sae, adam, **options)
+            if mine not in (0, d):
+                raise bad(f"sae.{name}", mine, f"0 or {d}, the width of {wiring.name}")
+        return d_in, d_out
+
+    def _step_of(self, wiring: Wiring, d_in: int, d_out: int) -> Step:
+        config = self.config
+        sae = SAE(config.sae.replace(d_in=d_in, d_out=d_out)).to(self.device)
+        sae.wiring = wiring
+        return pick(
+            sae,
+            AdamOptions(config.beta1, config.beta2, config.eps, config.clip_norm),
+            dead_after_tokens=config.dead_after_tokens,
+            name=wiring.name,
+            team=self.team if self.sharding.columns else None,
+            matmul_dtype=config.matmul_dtype,
+            moment_dtype=devices.dtype(config.state_dtype, self.device),
+            graphs=self.graphs,
+        )
 
     def go(self) -> TrainResult:
         """Resume or start, loop, save."""
@@ -179,7 +183,7 @@ class _Run:
 
     def _go(self) -> TrainResult:
         config = self.config
-        parts = (self.source, self.buffer, self.trainers, self.sharding)
+        parts = (self.source, self.buffer, self.steps, self.sharding)
         with self.team.together():
             saved = checkpoint.load(self.out, *parts)
         if saved:
@@ -206,13 +210,13 @@ class _Run:
                 tqdm(total=config.tokens, initial=self.tokens, unit="tok", unit_scale=True,
                      smoothing=0.1, disable=not self.progress)
             )  # fmt: skip
-            stopping = stack.enter_context(_stop_signals())
+            stopping = stack.enter_context(stop_signals())
             finished = self._loop(bar, stopping)
         if finished:
             self._save_saes(self.out / "final")
-        for trainer in self.trainers.values():
-            trainer.settle()
-        saes = {name: trainer.sae.eval().cpu() for name, trainer in self.trainers.items()}
+        for step in self.steps.values():
+            step.finish_pending()
+        saes = {name: step.sae.eval().cpu() for name, step in self.steps.items()}
         for sae in saes.values():
             sae.matmul_dtype = None  # as they load from files
         return TrainResult(self.out, saes, self.tokens, finished)
@@ -224,8 +228,7 @@ class _Run:
         if failure := self._filled():
             self._checkpoint()
             raise failure
-        # A LayerTrainer is done with a batch when its step returns, a DeviceTrainer one step later.
-        reusable = not any(isinstance(t, DeviceTrainer) for t in self.trainers.values())
+        reusable = not any(step.keeps_batch for step in self.steps.values())
         batch: dict[str, Tensor] | None = None
         while self.tokens < config.tokens:
             n = min(config.batch_size, config.tokens - self.tokens)
@@ -238,7 +241,7 @@ class _Run:
                 failure = self._filled()
             self._step(batch, bar)
             self.streams.join()
-            if self.device.type == "cuda" and self.steps % config.log_every == 0:
+            if self.device.type == "cuda" and self.count % config.log_every == 0:
                 with self.team.together():
                     self.buffer.check_finite()
             if failure:
@@ -284,28 +287,40 @@ class _Run:
 
     def _initialise(self) -> None:
         """Fit every SAE's start to the first activations."""
-        for name, sample in self.buffer.peek(_INIT_TOKENS).items():
-            sample = self.sharding.whole(name, sample)
-            initialise(self.trainers[name].sae, sample.float(), self.config.b_dec_init)
-            self.trainers[name].weights_changed()
+        samples = {
+            name: self.sharding.whole(name, sample).float()
+            for name, sample in self.buffer.peek(_INIT_TOKENS).items()
+        }
+        for step in self.steps.values():
+            x, y = self._read(step, samples)
+            initialise(step.sae, x, self.config.b_dec_init, target=y)
+            step.refresh_copies()
+
+    def _read(self, step: Step, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """(what a step's SAE reads, what it reconstructs; None: the same)."""
+        wiring = step.sae.wiring
+        assert wiring is not None
+        return acts[wiring.reads], acts[wiring.writes] if step.sae.cfg.transcoder else None
 
     def _step(self, batch: dict[str, Tensor], bar: Any) -> None:
         config = self.config
         size = len(next(iter(batch.values())))
         before, self.tokens = self.tokens, self.tokens + size
-        step = self.steps + 1
+        number = self.count + 1
         # The schedules are read in the middle of the step: neither the first nor the last is 0.
         middle = (before + self.tokens) / 2
         lr = config.learning_rate * schedule.lr_factor(config, middle)
-        sparsity = schedule.sparsity_factor(config, middle)
-        measure = step % config.log_every == 0 or self.tokens >= config.tokens
+        penalty_scale = schedule.sparsity_factor(config, middle)
+        measure = number % config.log_every == 0 or self.tokens >= config.tokens
         with self.team.together():
-            results = {
-                name: trainer.step(
-                    self.sharding.whole(name, batch[name]), lr, sparsity=sparsity, measure=measure
-                )
-                for name, trainer in self.trainers.items()
-            }
+            whole = {name: self.sharding.whole(name, rows) for name, rows in batch.items()}
+            results = {}
+            for name, step in self.steps.items():
+                x, y = self._read(step, whole)
+                results[name] = step.step(
+                    x, lr, target=y, penalty_scale=penalty_scale, done=before / config.tokens,
+                    measure=measure,
+                )  # fmt: skip
         bar.update(size)
         if measure:
             now = time.monotonic()
@@ -313,13 +328,13 @@ class _Run:
             self._last = (now, self.tokens)
             lines: dict[str, dict[str, Any]] = {}
             for name, result in results.items():
-                line = {"step": step, "tokens": self.tokens, "hook_point": name, "lr": lr}
+                line = {"step": number, "tokens": self.tokens, "hook_point": name, "lr": lr}
                 assert result is not None  # it was asked to measure
                 lines[name] = line | result._asdict() | {"tokens_per_second": round(speed)}
             for part in self.team.objects(lines):
                 lines |= part
             if self.team.rank == 0:
-                self._write([lines[name] for name in self.sharding.widths])
+                self._write([lines[name] for name in self.sharding.names])
             mean = sum(line["fvu"] or 0.0 for line in lines.values()) / len(lines)
             bar.set_postfix_str(f"mean fvu {mean:.4f}")
         for count in config.snapshots:
@@ -335,21 +350,21 @@ class _Run:
                 sink.append(line)
 
     @property
-    def steps(self) -> int:
+    def count(self) -> int:
         """Training steps so far."""
-        return next(iter(self.trainers.values())).steps
+        return next(iter(self.steps.values())).steps
 
     def _save_saes(self, target: Path) -> None:
         with checkpoint.writing(target), self.team.directory(target) as directory:
-            for name, trainer in self.trainers.items():
-                trainer.settle()
+            for name, step in self.steps.items():
+                step.finish_pending()
                 if self.sharding.writes(name):
-                    trainer.sae.save(directory / name)
+                    step.sae.save(directory / name)
 
     def _checkpoint(self) -> None:
         position = self.rows.position if self.team.rank == 0 else 0
         progress = {"tokens": self.tokens, "metrics_position": position}
-        checkpoint.save(self.out, progress, self.source, self.buffer, self.trainers, self.sharding)
+        checkpoint.save(self.out, progress, self.source, self.buffer, self.steps, self.sharding)
 
 
 def _finished(out: Path) -> TrainResult:
@@ -368,21 +383,3 @@ def _said(result: TrainResult, aloud: bool) -> TrainResult:
             file=sys.stderr,
         )
     return result
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets: the step under way ends, a checkpoint is written."""
-    stopping = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-    previous = {
-        number: signal.signal(number, lambda *_: stopping.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stopping
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

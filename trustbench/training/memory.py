@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from trustbench.errors import InputError
+from trustbench.kernels.sizes import AT_ONCE, GROUP, LONG, STAGING
+from trustbench.sae.families import family
 from trustbench.training.config import TrainConfig
 
 _GB = 1e9
 _CONTEXT = 0.8e9  # the driver's context, the libraries' workspaces
-_STAGING = 4 * 2**25  # segments on their way to and from the host; see csrc/cuda/cuda_backend.cu
 _SLACK = 1.04  # what the allocator cannot hand out again
-_AT_ONCE = 2**27 * 4  # dense pre-activations of exact fallbacks; see kernels/triton/_dense.py
-# A feature's partial sums: see kernels/triton/_feature.py and sparse_adam.py.
-_LONG, _GROUP = 512, 8
 
 
 class Memory(NamedTuple):
@@ -35,36 +33,43 @@ class Memory(NamedTuple):
         return float(sum(self))
 
 
-def predict(config: TrainConfig, widths: Mapping[str, int], model_bytes: int) -> Memory:
+def predict(
+    config: TrainConfig, sizes: Mapping[str, tuple[int, int]], kept: int, model_bytes: int
+) -> Memory:
     """The memory of a run on a GPU.
 
     Parameters
     ----------
     config : TrainConfig
-    widths : {hook point: d_in}
+    sizes : {wiring: (d_in, d_out)}
+        Of the SAEs that are trained; d_out 0: what is reconstructed is what is read.
+    kept : int
+        Columns of all hook points together.
     model_bytes : int
         Of the model's weights.
     """
     sae, N = config.sae, config.batch_size
-    F = sae.d_sae
-    widest, total_width = max(widths.values()), sum(widths.values())
-    matrix = 2 * F * total_width  # numbers in W_enc and W_dec of all layers
+    F, count = sae.d_sae, len(sizes)
+    columns = [d_in + (d_out or d_in) for d_in, d_out in sizes.values()]
+    widest = -(-max(columns) // 2)
+    matrix = F * sum(columns)  # numbers in W_enc and W_dec of all SAEs
     narrow = config.matmul_dtype != "fp32"
     item = 2 if narrow else 4
     kind = config.buffer_dtype
     stored = {"fp32": 4.0, "fp8": 1 + 1 / 32}.get(kind, 2.0)
     taken = 4 if kind == "fp32" else 2
     rows = config.model_rows * config.context_length
-    weights = matrix * (6 if narrow else 4) + 4 * len(widths) * F
-    state = matrix * (4 if config.state_dtype == "bf16" else 8) + 16 * len(widths) * F
-    forward = rows * (total_width + 16 * widest) * (4 if config.model_dtype == "fp32" else 2)
+    weights = matrix * (6 if narrow else 4) + 4 * count * F
+    state = matrix * (4 if config.state_dtype == "bf16" else 8) + 16 * count * F
+    forward = rows * (kept + 16 * widest) * (4 if config.model_dtype == "fp32" else 2)
+    # A step that guesses sizes keeps its tokens until the next one.
+    guesses = family(sae.activation).entries != "k"
     return Memory(
         model=model_bytes,
         weights=weights,
         state=state,
-        buffer=config.buffer_capacity * total_width * stored + (_STAGING if config.spill else 0),
-        # A step that guesses sizes keeps its tokens until the next one.
-        batch=N * total_width * taken * (1 if sae.activation == "topk" else 2) + forward,
+        buffer=config.buffer_capacity * kept * stored + (STAGING if config.spill else 0),
+        batch=N * kept * taken * (2 if guesses else 1) + forward,
         step=_step(config, N, widest, F, item),
         other=_CONTEXT,
     )
@@ -72,28 +77,32 @@ def predict(config: TrainConfig, widths: Mapping[str, int], model_bytes: int) ->
 
 def _step(config: TrainConfig, N: int, d: int, F: int, item: int) -> float:
     """Working memory of one layer's step."""
-    sae = config.sae
+    sae, kind = config.sae, family(config.sae.activation)
     tokens = N * d * (4 * item + 4)  # scaled, centred, residual, one fp32 temporary, a graph's input
-    partial = F / _GROUP * d * 4
-    if sae.activation == "relu":  # the dense regime: acts, dacts, two gradients in fp32
-        return tokens + partial + 2 * N * F * item + 2 * F * d * 4
-    if sae.activation == "jumprelu":  # dense gradients through autograd
-        return tokens + 4 * F * d * 4 + 1.0 * N * F  # room for one in 16 entries, the map of bits
+    partial = F / GROUP * d * 4
+    if kind.terms is None:  # dense gradients through autograd
+        return tokens + 4 * F * d * 4 + 1.0 * N * F
+    if kind.entries == "data":
+        sparse = 1.0 * N * F  # room for one in 16 entries, the map of bits
+        # The dense regime: acts, dacts, two gradients in fp32.
+        dense = 2 * N * F * item + 2 * F * d * 4 if kind.dense else 0.0
+        return tokens + partial + max(sparse, dense)
     entries = N * sae.k
-    if sae.activation == "batchtopk":  # candidates, the map of bits and its counts, the sample
+    if kind.entries == "batch":  # candidates, the map of bits and its counts, the sample
         encode = 12.0 * (4 * entries + 4096) + 8.0 * N * F / 32 + 4.0 * min(N, 256) * F
     else:
         # Candidates (2 of 16, more for a large k), what each tile dropped, rows that are done again.
         kept = 2 if 512 * sae.k <= F else 8
-        encode = N * F * 4 * (kept / 16 + 1 / 128) + min(_AT_ONCE, 4 * N * F)
+        encode = N * F * 4 * (kept / 16 + 1 / 128) + min(4 * AT_ONCE, 4 * N * F)
+    tokens *= len(kind.prefixes(sae))
     if sae.auxk_features or sae.auxk < 0:
         entries += N * (sae.auxk_features or d // 2)
         tokens *= 2
-    chunks = entries / _LONG * 2 * d * 4
+    chunks = entries / LONG * 2 * d * 4
     return tokens + partial + encode + chunks + entries * 36
 
 
-def check(needed: Memory, free: float, config: TrainConfig, widths: Mapping[str, int]) -> str:
+def check(needed: Memory, free: float, config: TrainConfig, count: int) -> str:
     """A line that says what a run needs and what the card has.
 
     Raises
@@ -106,10 +115,10 @@ def check(needed: Memory, free: float, config: TrainConfig, widths: Mapping[str,
     line = f"needs {total / _GB:.1f} GB ({parts}), the card has {free / _GB:.1f} GB free"
     if total <= free:
         return line
-    raise InputError(f"device: {line}; {_advice(needed, free, config, widths)}")
+    raise InputError(f"device: {line}; {_advice(needed, free, config, count)}")
 
 
-def _advice(needed: Memory, free: float, config: TrainConfig, widths: Mapping[str, int]) -> str:
+def _advice(needed: Memory, free: float, config: TrainConfig, count: int) -> str:
     """What to change, most harmless first, until it would fit."""
     total, advice = needed.total * _SLACK, []
     smallest = config.smallest_buffer
@@ -127,12 +136,12 @@ def _advice(needed: Memory, free: float, config: TrainConfig, widths: Mapping[st
             break
         advice.append(flag)
         total -= saved * _SLACK
-    if total > free and len(widths) > 1:
+    if total > free and count > 1:
         fixed = needed.model + needed.step + needed.other
-        each = (total / _SLACK - fixed) / len(widths)
+        each = (total / _SLACK - fixed) / count
         fit = math.floor((free / _SLACK - fixed) / each)
         if fit >= 1:
-            runs = math.ceil(len(widths) / fit)
+            runs = math.ceil(count / fit)
             advice.append(f"--layers with at most {fit} layers a run ({runs} runs)")
             total = 0.0
     if total > free:

@@ -1,13 +1,14 @@
-"""Which process of a run trains which hook points, and keeps which activations."""
+"""Which process of a run trains which wirings, and keeps which activations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from trustbench.errors import bad
+from trustbench.sae.wiring import Wiring
 from trustbench.team import Team
 
 _BLOCK = 32  # columns that MXFP8 stores with one scale
@@ -16,31 +17,35 @@ _BLOCK = 32  # columns that MXFP8 stores with one scale
 class Sharding:
     """The shares of a team.
 
-    "layers": a rank trains its share of the hook points, on activations that it alone keeps.
+    "layers": a rank trains its share of the wirings, on activations that it alone keeps (but where
+    wirings of several ranks have a hook point in common).
 
-    "tokens": every rank trains every hook point on its share of each batch. Of the buffered
-    activations a rank keeps some columns of every token, so that all buffers hold the same tokens in
-    the same order, and together take the memory of one.
+    "tokens": every rank trains every wiring on its share of each batch. Of the buffered activations a
+    rank keeps some columns of every token, so that all buffers hold the same tokens in the same
+    order, and together take the memory of one.
 
     Parameters
     ----------
     team : Team
     parallel : "layers" or "tokens"
-    widths : {hook point: d}
+    wirings : sequence of Wiring
         All of them.
+    widths : {hook point: d}
+        Of all of theirs.
 
     Attributes
     ----------
     kept : list of {hook point: slice}
         By rank: the columns that it keeps.
-    trained : list of str
-        The hook points that this rank trains.
+    trained : list of Wiring
+        Those that this rank trains.
     """
 
-    def __init__(self, team: Team, parallel: str, widths: Mapping[str, int]) -> None:
-        self.team, self.widths = team, dict(widths)
+    def __init__(
+        self, team: Team, parallel: str, wirings: Sequence[Wiring], widths: Mapping[str, int]
+    ) -> None:
+        self.team, self.wirings, self.widths = team, list(wirings), dict(widths)
         self.columns = parallel == "tokens" and team.size > 1
-        names = list(widths)
         if self.columns:
             narrowest = min(-(-d // _BLOCK) for d in widths.values())
             if team.size > narrowest:
@@ -51,18 +56,20 @@ class Sharding:
                 {name: self._share(d, rank) for name, d in widths.items()}
                 for rank in range(team.size)
             ]
-            self.trained = names
+            self.trained = self.wirings
             return
-        if team.size > len(names):
+        count = len(self.wirings)
+        if team.size > count:
             raise bad(
                 "parallel", f"layers, on {team.size} processes",
-                f"at most one for each of the {len(names)} hook points, or tokens",
+                f"at most one for each of the {count} hook points, or tokens",
             )  # fmt: skip
+        parts = [self.wirings[team.share(count, rank)] for rank in range(team.size)]
+        wanted = [{point for wiring in part for point in wiring.hook_points} for part in parts]
         self.kept = [
-            {name: slice(0, widths[name]) for name in names[team.share(len(names), rank)]}
-            for rank in range(team.size)
+            {name: slice(0, d) for name, d in widths.items() if name in points} for points in wanted
         ]
-        self.trained = list(self.kept[team.rank])
+        self.trained = parts[team.rank]
 
     def _share(self, d: int, rank: int) -> slice:
         blocks = self.team.share(-(-d // _BLOCK), rank)
@@ -73,11 +80,23 @@ class Sharding:
         """{hook point: columns} of what this rank's buffer keeps."""
         return {name: _width(columns) for name, columns in self.kept[self.team.rank].items()}
 
-    def writes(self, name: str) -> bool:
-        """Whether this rank writes a hook point's files."""
+    def writes(self, wiring: str) -> bool:
+        """Whether this rank writes a wiring's files."""
         if not self.columns:
-            return name in self.trained
-        return list(self.widths).index(name) % self.team.size == self.team.rank
+            return any(wiring == mine.name for mine in self.trained)
+        return self.names.index(wiring) % self.team.size == self.team.rank
+
+    def stores(self, hook_point: str) -> bool:
+        """Whether this rank writes a hook point's activations."""
+        if self.columns:
+            return list(self.widths).index(hook_point) % self.team.size == self.team.rank
+        keepers = [rank for rank, kept in enumerate(self.kept) if hook_point in kept]
+        return keepers[0] == self.team.rank
+
+    @property
+    def names(self) -> list[str]:
+        """Of all wirings."""
+        return [wiring.name for wiring in self.wirings]
 
     def whole(self, name: str, rows: Tensor) -> Tensor:
         """All columns [n, d] of rows of which every rank has its own."""

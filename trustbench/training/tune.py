@@ -1,25 +1,26 @@
 """tune(): time every shipped configuration on this card, and remember the fastest.
 
 Nothing tunes itself: defaults are good, and a run that tuned at its start would time whatever else
-the card was doing. What is found goes to a file (kernels/triton/_tuned.py) that later runs read.
+the card was doing. What is found goes to a file (trustbench.tuned) that later runs read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trustbench import devices
+from trustbench import devices, ops, tuned
 from trustbench.errors import bad
 from trustbench.fields import Config, PositiveInt
 from trustbench.ops import dispatch
+from trustbench.ops.parameters import Moments, Weights
 from trustbench.sae import SAE, SAEConfig
-from trustbench.steps import dense as dense_step
-from trustbench.steps.triton import DeviceTrainer
+from trustbench.steps import dense
+from trustbench.steps.triton import TritonStep
 
 
 class Tuned(NamedTuple):
@@ -84,7 +85,7 @@ def tune(config: TuneConfig, *, progress: bool = True) -> list[Tuned]:
             times = ", ".join(f"{1e3 * seconds:.3f}" for seconds in each.seconds)
             print(f"{each.name}: {times} ms; fastest: {each.fastest}")
     if progress:
-        print(f"written to {dispatch.triton('_tuned').cache_file()}")
+        print(f"written to {tuned.cache_file()}")
     return found
 
 
@@ -106,10 +107,9 @@ def timings(
     timer
         Seconds of a call.
     """
-    tuned = dispatch.triton("_tuned")
-    for name, configs, sizes, run in _kernels(d_in, d_sae, k, tokens, device):
+    for name, sizes, run in _kernels(d_in, d_sae, k, tokens, device):
         seconds = []
-        for place in range(len(configs)):
+        for place in range(dispatch.shipped(name, d_in)):
             with tuned.forced(name, place):
                 seconds.append(_timed(timer, run))
         best = tuned.fastest(seconds)
@@ -130,42 +130,33 @@ def _timed(timer: Callable[[Callable[[], Any]], float], run: Callable[[], Any]) 
 
 def _kernels(
     d: int, F: int, k: int, N: int, device: torch.device
-) -> Iterator[tuple[str, Sequence[Any], dict[str, int], Callable[[], Any]]]:
-    """(kernel, its configurations, the sizes they are chosen by, a call)."""
+) -> Iterator[tuple[str, dict[str, int], Callable[[], Any]]]:
+    """(kernel, the sizes its configuration is chosen by, a call)."""
     x = torch.randn(N, d, device=device).bfloat16()
     W = (torch.randn(F, d, device=device) / d**0.5).bfloat16()
     b, b_dec = torch.zeros(F, device=device), torch.zeros(d, device=device)
-    encode, rows = dispatch.triton("encode_topk"), dispatch.triton("_launch").row_options(d)
-    sizes = {"N": N, "d": d, "F": F}
-    yield "encode_topk", encode.CONFIGS, sizes, lambda: encode.encode_topk(x, W, b, k)
-    values, indices = encode.encode_topk(x, W, b, k)
-    relu, low = dispatch.triton("encode_relu"), b - values[:, -1].mean()
-    collecting = dispatch.triton("_collect").CONFIGS
-    yield "collect", collecting, sizes, lambda: relu.padded(x, W, low, 4 * N * k)
-    yield "encode_relu.dense", relu.CONFIGS, sizes, lambda: relu.dense(x, W, low)
-    one: dict[str, int] = {"d": d}
-    decode, reconstruct = dispatch.triton("decode").decode, dispatch.triton("reconstruct").reconstruct
-    yield "decode", rows, one, lambda: decode(values, indices, W, None)
-    yield (
-        "reconstruct", rows, one,
-        lambda: reconstruct(
-            values, indices, W, b_dec, x, None, gradient=False, error_dtype=torch.bfloat16
-        ),
-    )  # fmt: skip
-    code = dispatch.triton("transpose_code").transpose_code(indices, F)
-    grad = dispatch.triton("weight_grad").weight_grad
-    yield "weight_grad", rows, one, lambda: grad(values, code, x)
-    kernels = dispatch.triton("sparse_adam")
-    weights = [W.float(), W.float(), b]
-    moments = [torch.zeros_like(w) for w in weights for _ in range(2)]
-    figures = kernels.on_device(kernels.scalars(1, 1e-6, 0.9, 0.999, 1 / N), device)
-    yield (
-        "sparse_adam", rows, one,
-        lambda: kernels.sparse_adam(
-            weights, moments, (W, W.clone()), values, code, x, x, figures, (0.9, 0.999), 1e-8, True,
-            False,
-        ),
-    )  # fmt: skip
+    sizes, one = {"N": N, "d": d, "F": F}, {"d": d}
+    wide: dict[str, Any] = {"out_dtype": torch.float32}
+    with ops.trusted():
+        yield "encode_topk", sizes, lambda: ops.encode_topk(x, W, b, k, **wide)
+        values, indices = ops.encode_topk(x, W, b, k, **wide)
+        low = b - values[:, -1].mean()
+        yield "collect", sizes, lambda: ops.encode_relu_padded(x, W, low, 4 * N * k)
+        yield "relu_dense", sizes, lambda: ops.relu_dense(x, W, low)
+        yield "decode", one, lambda: ops.decode(values, indices, W)
+        yield "reconstruct", one, lambda: ops.reconstruct(values, indices, W, b_dec, x)
+        narrow = values.bfloat16()
+        yield "weight_grad", one, lambda: ops.weight_grad(narrow, indices, x, F)
+        code = ops.transpose_code(indices, F)
+        weights = Weights(W.float(), W.float(), b)
+        moments, copies = Moments.zeros_like(weights), (W, W.clone())
+        scalars = ops.step_scalars(1, 1e-6, 0.9, 0.999, scale=1 / N, device=device)
+        yield (
+            "sparse_adam", one,
+            lambda: ops.sparse_adam_(
+                weights, values, code, x, x, moments, scalars=scalars, copies=copies
+            ),
+        )  # fmt: skip
 
 
 def _crossover(
@@ -175,25 +166,25 @@ def _crossover(
     x = torch.randn(N, d, device=device).bfloat16()
     points: list[tuple[float, float]] = []
     for l0 in (max(F // 512, 1), max(F // 64, 2)):
-        trainer = _relu(d, F, device, x, l0, dense_above=float("inf"))
-        seconds = timer(lambda t=trainer: t.step(x, 0.0))  # type: ignore[misc]
-        result = trainer.step(x, 0.0, measure=True)
+        step = _relu(d, F, device, x, l0, dense_above=float("inf"))
+        seconds = timer(lambda s=step: s.step(x, 0.0))  # type: ignore[misc]
+        result = step.step(x, 0.0, measure=True)
         assert result is not None and result.l0 is not None
         points.append((result.l0, seconds))
-    dense = _relu(d, F, device, x, F // 2, dense_above=0.0)
-    seconds = timer(lambda: dense.step(x, 0.0))
+    other = _relu(d, F, device, x, F // 2, dense_above=0.0)
+    seconds = timer(lambda: other.step(x, 0.0))
     (low, fast), (high, slow) = points
     slope = max((slow - fast) / max(high - low, 1e-9), 1e-15)
     crossover = max(1.0, low + (seconds - fast) / slope)
-    dispatch.triton("_tuned").remember(dense_step.CROSSOVER, device, crossover, d=d, F=F)
-    return Tuned(f"{dense_step.CROSSOVER}: L0 {crossover:.0f}", [fast, slow, seconds], 0)
+    tuned.remember(dense.CROSSOVER, device, crossover, d=d, F=F)
+    return Tuned(f"{dense.CROSSOVER}: L0 {crossover:.0f}", [fast, slow, seconds], 0)
 
 
-def _relu(d: int, F: int, device: torch.device, x: Tensor, l0: int, **options: Any) -> DeviceTrainer:
+def _relu(d: int, F: int, device: torch.device, x: Tensor, l0: int, **options: Any) -> TritonStep:
     """A ReLU SAE of which about l0 features are active on x."""
     sae = SAE(SAEConfig(d_in=d, d_sae=F, activation="relu")).to(device)
-    trainer = DeviceTrainer(sae, **options)
-    pre = x[:1024].float() @ trainer.weights.W_enc.T
-    trainer.weights.b_enc.fill_(-float(pre.topk(l0, dim=1).values[:, -1].mean()))
-    trainer.l0 = float(l0)
-    return trainer
+    step = TritonStep(sae, **options)
+    pre = x[:1024].float() @ step.weights.W_enc.T
+    step.weights.b_enc.fill_(-float(pre.topk(l0, dim=1).values[:, -1].mean()))
+    step.l0 = float(l0)
+    return step

@@ -22,9 +22,10 @@ void optimizers(Cases& cases, const tb::Kernels& kernels) {
     const Parameter enc(kFeatures * kWidth, 1), dec(kFeatures * kWidth, 4), bias(kFeatures, 7);
     const Array<float> x = floats(kTokens * kWidth, 10), grad = floats(kTokens * kWidth, 11);
     const Array<float> dense = floats(kFeatures * kWidth, 12), db_dec(kWidth);
-    auto step = [=](float l1, bool decoder_norm) {
-        return tb::SparseStep{enc.moments(), dec.moments(), bias.moments(), made.values.data(), made.by_feature(),
-                              x.data(), grad.data(), kFeatures, kWidth, l1, decoder_norm, 0.5f, 1};
+    auto step = [=](float l1, bool decoder_norm, const float* push = nullptr) {
+        return tb::SparseStep{enc.moments(), dec.moments(), bias.moments(), made.values.data(), push,
+                              made.by_feature(), x.data(), grad.data(), kFeatures, kWidth, kWidth, l1,
+                              decoder_norm, 0.5f, 1};
     };
     for (const bool unit_norm : {false, true}) {
         const std::string name = unit_norm ? " with unit norm" : "";
@@ -40,6 +41,9 @@ void optimizers(Cases& cases, const tb::Kernels& kernels) {
     }
     cases.push_back({"sparse_adam with L1 times the decoder's norms", [=] {
         kernels.sparse_adam(step(0.1f, true), adam(false), db_dec.data());
+    }});
+    cases.push_back({"sparse_adam with a push an entry", [=] {
+        kernels.sparse_adam(step(0, false, made.values.data()), adam(true), db_dec.data());
     }});
 }
 

@@ -1,4 +1,4 @@
-"""What `trustbench tune` measured, in a file that later processes read.
+"""What `trustbench tune` measured on this machine, in a file that later processes read.
 
 Keys name what was measured, the device, the versions and the sizes; values are numbers: the place of
 the fastest configuration among those a kernel ships, or a measured figure.
@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import triton
 
 from trustbench import files
 
@@ -33,7 +33,7 @@ def _known() -> dict[str, float]:
 @cache
 def _card(index: int) -> str:
     name = torch.cuda.get_device_properties(index).name
-    return f"{name}, torch {torch.__version__}, triton {triton.__version__}"
+    return f"{name}, torch {torch.__version__}, triton {version('triton')}"
 
 
 def _key(name: str, device: torch.device, sizes: dict[str, int]) -> str:
