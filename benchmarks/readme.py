@@ -1,4 +1,4 @@
-"""The README's figures, and all tables, from the recorded run.
+"""The README's figures, those of docs/figures.md, and all tables, from the recorded run.
 
     python -m benchmarks.readme
 
@@ -9,7 +9,8 @@ They stand between two markers, and a test holds that they are what the record g
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks import report
@@ -20,7 +21,7 @@ from benchmarks.tables import markdown, of_memcpy
 from trustbench import files
 from trustbench.report import Table
 
-README = RESULTS.parents[1] / "README.md"
+ROOT = RESULTS.parents[1]
 RECORD = RESULTS / "cpu.jsonl"
 BEGIN = (
     "<!-- figures: `python -m benchmarks.readme` writes them from benchmarks/results/cpu.jsonl -->"
@@ -30,21 +31,27 @@ END = "<!-- end of the figures -->"
 
 
 def figures(rows: Table, about: Mapping[str, Any]) -> str:
-    """What stands between the markers."""
+    """All that is said of a record."""
     parts = [_step(rows, about), _quality(rows), _buffer(rows), _attention(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
-def replaced(text: str, rows: Table, about: Mapping[str, Any]) -> str:
-    """The README with the figures of a record."""
+def replaced(text: str, found: str) -> str:
+    """A page with what was found between its markers."""
     head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{figures(rows, about)}\n\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n\n{found}\n\n{END}{rest.split(END)[1]}"
+
+
+def pages(rows: Table, about: Mapping[str, Any]) -> dict[Path, str]:
+    """Every page with figures, as a record has them."""
+    return {page: replaced(page.read_text(), of(rows, about)) for page, of in PAGES.items()}
 
 
 def write() -> None:
-    """Rewrite the README and the tables beside the record from the record."""
+    """Rewrite the pages, and the tables beside the record, from the record."""
     record = read(RECORD)
-    files.atomic_write_text(README, replaced(README.read_text(), *record))
+    for page, text in pages(*record).items():
+        files.atomic_write_text(page, text)
     files.atomic_write_text(RECORD.with_suffix(".md"), report.text(*record))
 
 
@@ -168,11 +175,18 @@ def _attention(table: Table) -> str:
 
 
 def _prose(text: str) -> str:
-    return textwrap.fill(text, 150, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _listed(items: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
+
+
+# What stands between the markers of which page.
+PAGES: dict[Path, Callable[[Table, Mapping[str, Any]], str]] = {
+    ROOT / "README.md": _step,
+    ROOT / "docs" / "figures.md": figures,
+}
 
 
 if __name__ == "__main__":

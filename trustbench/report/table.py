@@ -28,12 +28,6 @@ Row = dict[str, Any]
 class Table:
     """Rows of results. Rows need not have the same columns.
 
-    >>> table = Table([{"layer": 0, "fvu": 0.25}, {"layer": 1, "fvu": float("nan")}])
-    >>> table["fvu"]
-    [0.25, None]
-    >>> table.where(layer=1)[0]
-    {'layer': 1, 'fvu': None}
-
     Parameters
     ----------
     rows : iterable of mappings from column to value
@@ -43,6 +37,14 @@ class Table:
     InputError
         For a column that is not a string, or a value that is not a number, string, bool, None or a
         flat list of these.
+
+    Examples
+    --------
+    >>> table = Table([{"layer": 0, "fvu": 0.25}, {"layer": 1, "fvu": float("nan")}])
+    >>> table["fvu"]
+    [0.25, None]
+    >>> table.where(layer=1)[0]
+    {'layer': 1, 'fvu': None}
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:

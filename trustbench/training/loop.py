@@ -61,7 +61,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
     Returns
     -------
     TrainResult
-        The SAEs are also in out/final/<hook point>/.
+        The SAEs are also in `out/final/<hook point>/`.
 
     Raises
     ------
