@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from trustbench.sae.families import FAMILIES
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trustbench"
 # Each floor may import the floors named before it.
@@ -42,6 +44,12 @@ APART = [
     {"data", "buffer"},
 ]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+
+
+def house(path: Path) -> str:
+    """A source's path in the package; kernels/triton is installed into it."""
+    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -62,9 +70,9 @@ def imported_parts(path: Path) -> set[str]:
     return parts
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*SOURCES, *KERNELS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
-    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    part = house(path).split("/")[0].removesuffix(".py")
     if part == "__init__":
         pytest.skip("the package's own names are imported on first use")
     for other in imported_parts(path) - {part}:
@@ -91,7 +99,6 @@ JSON = {
     "training/checkpoint.py": "a checkpoint's state",
     "training/loop.py": "a run's config",
 }
-KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
 
 def called(path: Path) -> Iterator[str]:
@@ -112,11 +119,6 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def house(path: Path) -> str:
-    """A source's path in the package; kernels/triton is installed into it."""
-    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
-
-
 def test_results_are_written_by_tables_alone():
     writers = {"dump", "dumps", "atomic_write_json"}
     assert {house(p) for p in [*SOURCES, *KERNELS] if writers & set(called(p))} == set(JSON)
@@ -129,6 +131,74 @@ def test_figures_are_drawn_in_the_one_style():
             above = HEIGHT[house(path).split("/")[0]] > HEIGHT["report"]
             allowed = house(path) == "report/style.py" or (path.name == "figures.py" and above)
             assert allowed, house(path)
+
+
+def test_a_familys_name_is_compared_nowhere_but_in_its_room():
+    """What differs between families of SAEs stands in sae/families; all else asks a Family."""
+    for path in SOURCES:
+        if house(path).startswith("sae/families/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare | ast.Match):
+                names = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+                fields = {getattr(side, "attr", "") for side in sides}
+                where = f"{house(path)}:{node.lineno}"
+                assert not names & set(FAMILIES) and "activation" not in fields, where
+
+
+def test_kernels_are_called_nowhere_but_from_ops():
+    for path in SOURCES:
+        if house(path).startswith("ops/"):
+            continue
+        assert not any(n.startswith("trustbench.kernels.triton") for n in imported(path)), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                called_on = getattr(node.func.value, "id", "")
+                assert (called_on, node.func.attr) != ("dispatch", "triton"), path
+
+
+def test_no_circle_inside_a_room():
+    """Among the files of a room; what is imported for type checkers alone is none."""
+    graph = {module_of(path): set(imported_at_run_time(path)) for path in SOURCES}
+    graph = {m: {other for other in found if other in graph} for m, found in graph.items()}
+
+    def walk(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            room = module.split(".")[:2]
+            for other in sorted(graph[module]):
+                if other.split(".")[:2] == room:
+                    walk(other, (*above, module))
+            done.add(module)
+
+    done: set[str] = set()
+    for module in graph:
+        walk(module, ())
+
+
+def module_of(path: Path) -> str:
+    """trustbench.room.file; a package's own file is the package."""
+    return ".".join(("trustbench", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    )
+
+
+def imported_at_run_time(path: Path) -> Iterator[str]:
+    """Modules that a file imports, those below TYPE_CHECKING left out."""
+    tree = ast.parse(path.read_text())
+    typing = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in typing:
+            # A file that takes its sibling by way of their package does not need the package.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            files = [n for n in names if (ROOT / (n.replace(".", "/") + ".py")).is_file()]
+            yield from files or [node.module]
 
 
 def test_no_study_imports_another():
