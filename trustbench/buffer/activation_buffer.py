@@ -60,6 +60,14 @@ class ActivationBuffer:
         on its own.
     spill : Spill
         Bounds of the tiers below the pool.
+
+    Examples
+    --------
+    >>> with tb.ActivationBuffer({"layer 3": 16}, capacity=1024) as buffer:
+    ...     buffer.put({"layer 3": torch.randn(600, 16)})
+    ...     batch = buffer.take(256)
+    ...     batch["layer 3"].shape, len(buffer)
+    (torch.Size([256, 16]), 344)
     """
 
     def __init__(

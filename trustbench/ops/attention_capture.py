@@ -103,6 +103,15 @@ def attention_capture(
     InputError
         For wrong shapes or dtypes, head counts that do not divide, a window, softcap, top or last_n
         out of range, or targets outside the keys.
+
+    Examples
+    --------
+    >>> q, k, v = torch.randn(1, 4, 32, 16), torch.randn(1, 2, 32, 16), torch.randn(1, 2, 32, 16)
+    >>> found = tb.ops.attention_capture(q, k, v, window=8)
+    >>> found.out.shape, found.entropy.shape
+    (torch.Size([1, 4, 32, 16]), torch.Size([1, 4, 32]))
+    >>> bool((found.last > 0.999).all())  # the mass on the last 8 keys is all of it
+    True
     """
     B, H, T, D = _checked(q, k, v)
     S = k.shape[2]

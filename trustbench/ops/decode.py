@@ -45,6 +45,12 @@ def decode(
     ------
     InputError
         For a wrong shape or dtype, an index outside [0, F), or offsets that do not fit the code.
+
+    Examples
+    --------
+    >>> values, indices = torch.tensor([[5.0, 4.0]]), torch.tensor([[1, 2]], dtype=torch.int32)
+    >>> tb.ops.decode(values, indices, torch.eye(3)).tolist()
+    [[0.0, 5.0, 4.0]]
     """
     check_tensor("W_dec", W_dec, (None, None), *FLOATS)
     check_code(indices, row_offsets, device=W_dec.device)

@@ -59,6 +59,12 @@ def encode_topk(
     ------
     InputError
         For a wrong shape or dtype, or k outside [1, F].
+
+    Examples
+    --------
+    >>> code = tb.ops.encode_topk(torch.tensor([[3.0, 5.0, 4.0]]), torch.eye(3), torch.zeros(3), k=2)
+    >>> code.values.tolist(), code.indices.tolist()
+    ([[5.0, 4.0]], [[1, 2]])
     """
     check_encoder(x, W_enc, b_enc, matmul_dtype, out_dtype)
     check_k(k, W_enc.shape[0])

@@ -50,6 +50,14 @@ def loss(
     ------
     InputError
         For a wrong shape or dtype, an empty x, or a transcoder without its target.
+
+    Examples
+    --------
+    >>> sae = tb.SAE(tb.SAEConfig(d_in=16, d_sae=64, k=4))
+    >>> terms = tb.loss(sae, torch.randn(32, 16))
+    >>> terms.total.backward()
+    >>> sae.W_enc.grad.shape, terms.x_hat.shape
+    (torch.Size([64, 16]), torch.Size([32, 16]))
     """
     y = sae.scaled_target(x if target is None else target)
     x = sae.scaled(x)

@@ -54,6 +54,15 @@ class SAE(nn.Module):
         torch.bfloat16 rounds the encoder's matmul operands to bf16.
     wiring : Wiring or None
         The hook points it was trained on, where training made it.
+
+    Examples
+    --------
+    >>> sae = tb.SAE(tb.SAEConfig(d_in=16, d_sae=64, k=4))
+    >>> x = torch.randn(8, 16)
+    >>> sae(x).shape, sae.encode(x).shape
+    (torch.Size([8, 16]), torch.Size([8, 64]))
+    >>> sae.encode_sparse(x).indices.shape
+    torch.Size([8, 4])
     """
 
     input_scale: Tensor

@@ -69,6 +69,16 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         Each says what is wrong in one sentence. A run stopped by one of them resumes from its last
         checkpoint once the cause is gone; bad data or activations lose nothing at all, as a
         checkpoint is written before they are reported.
+
+    Examples
+    --------
+    >>> from trustbench.studies.demo import assets
+    >>> config = tb.TrainConfig(
+    ...     model=str(assets.MODEL), data=str(assets.TRAIN_TEXT), out="run", tokens=4096,
+    ...     layers=[2], sae=tb.SAEConfig(d_sae=256, k=8),
+    ... )
+    >>> tb.train(config, progress=False).saes
+    {'gpt_neox.layers.2': SAE(topk, d_in=256, d_sae=256, k=8)}
     """
     config = config.completed()
     out = Path(config.out)
