@@ -149,5 +149,32 @@ def test_links_lead_somewhere():
         assert page.name in nav and (page in reached or page.stem == "index"), page.name
 
 
+def test_files_and_classes_that_pages_name_are_there():
+    package = ROOT / "trustbench"
+    homes = [*package.rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in homes)
+    for page in PAGES:
+        if page.stem == "api":
+            continue  # the site's build holds it
+        for name in re.findall(r"`([\w./]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+            rooms = (
+                "benchmarks",
+                "csrc",
+                "kernels",
+                "scripts",
+                "tests",
+                "trustbench",
+                "sae",
+                "steps",
+                "ops",
+            )
+            if name.split("/")[0] in rooms and "/" in name and "NAME" not in name:
+                assert (ROOT / name).exists() or (package / name).exists(), f"{page.name}: {name}"
+            elif re.fullmatch(r"([A-Z][a-z]+){2,}|[A-Z]{2,}[a-z]\w+", name):
+                assert re.search(rf"^(class {name}\b|{name} = )", sources, re.M), (
+                    f"{page.name}: {name}"
+                )
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
