@@ -51,8 +51,9 @@ bool feature_gradient(const SparseStep& s, std::int64_t i, bool unit_norm, Gradi
         const float value = s.values[s.code.positions[q]];
         if (!(value > 0)) continue;
         const float* grad = s.grad + s.code.rows[q] * d_out;
-        const float push = kPush ? s.push[s.code.positions[q]] : s.l1 * norm;
-        const float dpre = dot(grad, W_dec, d_out) + push;
+        const float push = kPush ? s.push[s.code.positions[q]] : 0.0f;
+        const float da = dot(grad, W_dec, d_out);
+        const float dpre = kPush ? da + push : da + s.l1 * norm;
         axpy(value, grad, g.dec.get(), d_out);
         axpy(dpre, s.x + s.code.rows[q] * d_in, g.enc.get(), d_in);
         g.bias += dpre;
