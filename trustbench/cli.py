@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         print(f"trustbench: {_explain(str(error), config)}", file=sys.stderr)
         return 2
-    except TrustbenchError as error:
+    except (TrustbenchError, NotImplementedError) as error:
         if os.environ.get("TRUSTBENCH_DEBUG") == "1":
             raise
         print(f"trustbench {verb}: {error}", file=sys.stderr)
