@@ -114,7 +114,7 @@ def test_info_says_which_ops_run_their_reference(monkeypatch):
 
 
 def test_what_is_not_implemented_is_said_in_a_line(tmp_path, capsys):
-    flags = ["--out", str(tmp_path / "run"), "--tokens", "100", "--sae.d_sae", "8", "--quiet"]
+    flags = ["--out", str(tmp_path / "run"), "--tokens", "100", "--sae.d_sae", "64", "--quiet"]
     cached = ["--activations", str(tmp_path), "--target_site", "mlp_out"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trustbench.training.config.TrainConfig.completed", lambda config: config)
