@@ -67,8 +67,6 @@ def test_opcheck_and_bad_input():
     )
     with pytest.raises(InputError, match="step=0: expected an integer >= 1"):
         ops.adam_(p, g, m, v, step=0, **OPTIONS)
-    with pytest.raises(InputError, match=r"grad.shape=\[5, 6\]: expected \[5, 7\]"):
-        ops.adam_(p, g[:, :6], m, v, step=1, **OPTIONS)
     with pytest.raises(InputError, match="contiguous"):
         ops.adam_(p.T, g.T, m.T, v.T, step=1, **OPTIONS)
 

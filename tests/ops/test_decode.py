@@ -95,22 +95,6 @@ def test_opcheck_and_compile():
         torch.testing.assert_close(a, e)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"values": torch.zeros(3, 2)}, r"values.shape=\[3, 2\]: expected \[37, 9\]"),
-        ({"indices": torch.zeros(37, 9)}, "indices.dtype=torch.float32"),
-        ({"W_dec": torch.zeros(515)}, r"W_dec.shape=\[515\]"),
-        ({"values": torch.zeros(37, 9).bfloat16()}, "values.dtype=torch.bfloat16"),
-    ],
-)
-def test_bad_input_is_named(change, message):
-    values, indices = topk_code(Shape(37, 130, 515, 9), torch.float32)
-    arguments = {"values": values, "indices": indices, "W_dec": torch.zeros(515, 130)} | change
-    with pytest.raises(InputError, match=message):
-        ops.decode(**arguments)
-
-
 @isas
 def test_strided_offsets(isa):
     values, indices = topk_code(Shape(37, 130, 515, 9), torch.float32)

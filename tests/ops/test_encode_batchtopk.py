@@ -91,7 +91,7 @@ def test_gradcheck_opcheck_and_bad_input():
     torch.autograd.gradcheck(lambda *a: ops.encode_batchtopk(*a, 3).values, (x, W, b))
     torch.library.opcheck(
         torch.ops.trustbench.encode_batchtopk.default,
-        (x, W, b, 3, None),
+        (x, W, b, 3, None, None),
     )
     with pytest.raises(InputError, match=r"k=13: expected an integer in \[1, d_sae=12\]"):
         ops.encode_batchtopk(x, W, b, 13)

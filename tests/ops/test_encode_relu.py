@@ -99,17 +99,11 @@ def test_opcheck_and_compile():
     x, W, b = (t.requires_grad_() for t in encoder_inputs(ODD, torch.float32))
     torch.library.opcheck(
         torch.ops.trustbench.encode_relu.default,
-        (x, W, b, None, None),
+        (x, W, b, None, None, None),
     )
     compiled = torch.compile(lambda *a: ops.encode_relu(*a).values.square(), fullgraph=True)
     with torch.no_grad():
         assert torch.equal(compiled(x, W, b), ops.encode_relu(x, W, b).values.square())
-
-
-def test_bad_threshold_is_named():
-    x, W, b = encoder_inputs(ODD, torch.float32)
-    with pytest.raises(InputError, match=r"threshold.shape=\[3\]: expected \[515\]"):
-        ops.encode_relu(x, W, b, torch.zeros(3))
 
 
 @isas

@@ -112,23 +112,6 @@ def test_a_second_derivative_is_refused():
         first.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"values": torch.zeros(3, 2)}, r"values.shape=\[3, 2\]: expected \[37, 9\]"),
-        ({"b_dec": torch.zeros(3)}, r"b_dec.shape=\[3\]: expected \[130\]"),
-        ({"x": torch.zeros(37, 3)}, r"x.shape=\[37, 3\]"),
-        ({"x": torch.zeros(36, 130)}, r"indices.shape=\[37, 9\]"),
-        ({"x": torch.zeros(37, 130).bfloat16()}, "x.dtype=torch.bfloat16"),
-    ],
-)
-def test_bad_input_is_named(change, message):
-    values, indices, W, b, x, _ = inputs(ODD, torch.float32, "topk")
-    arguments = {"values": values, "indices": indices, "W_dec": W, "b_dec": b, "x": x} | change
-    with pytest.raises(InputError, match=message):
-        ops.reconstruct(**arguments)
-
-
 @implementations
 def test_a_malformed_code_is_refused(isa):
     for indices, offsets, message in malformed_codes(ODD):

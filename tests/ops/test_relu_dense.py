@@ -40,8 +40,6 @@ def test_a_nan_stays(isa):
 def test_opcheck_and_bad_input():
     x, W, b = encoder_inputs(Shape(5, 6, 7, 1), torch.float32)
     torch.library.opcheck(torch.ops.trustbench.relu_dense.default, (x, W, b))
-    with pytest.raises(InputError, match=r"W_enc\.shape=\[7, 5\]"):
-        ops.relu_dense(x, W[:, :5], b)
     with ops.use("cpp"), pytest.raises(InputError, match="relu_dense has no C\\+\\+ kernel"):
         ops.relu_dense(x, W, b)
     with pytest.raises(NotImplementedError, match="second derivatives"):

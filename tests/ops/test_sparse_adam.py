@@ -96,16 +96,8 @@ def test_bad_input_is_named():
     moments = Moments.zeros_like(weights)
     with pytest.raises(InputError, match="step=0"):
         ops.sparse_adam_(weights, values, code, x, grad, moments, step=0, lr=1e-2)
-    with pytest.raises(InputError, match=r"grad\.shape"):
-        ops.sparse_adam_(weights, values, code, x, grad[:3], moments, step=1, lr=1e-2)
-    with pytest.raises(InputError, match=r"x\.dtype=torch\.bfloat16"):
-        ops.sparse_adam_(weights, values, code, x.bfloat16(), grad, moments, step=1, lr=1e-2)
-    narrow = Moments.zeros_like(Weights(*(w[:3] for w in weights)))
-    with pytest.raises(InputError, match=r"moments\.shape=\[3, 130\]: expected \[115, 130\]"):
-        ops.sparse_adam_(weights, values, code, x, grad, narrow, step=1, lr=1e-2)
     for change, message in (
         ({"rows": code.rows + 37}, r"code\.rows=.*expected integers in \[0, 37\)"),
-        ({"rows": code.rows.long()}, r"code\.rows\.dtype=torch\.int64"),
         ({"positions": code.positions - 1}, r"code\.positions"),
         ({"feature_offsets": code.feature_offsets + 1}, r"code\.feature_offsets"),
     ):
@@ -211,5 +203,3 @@ def test_opcheck():
     )
     with pytest.raises(InputError, match="weights='tuple': expected Weights"):
         ops.sparse_adam_(tuple(weights), values, code, x, grad, moments)
-    with pytest.raises(InputError, match=r"push\.shape"):
-        ops.sparse_adam_(weights, values, code, x, grad, moments, push=push[:3])

@@ -41,8 +41,6 @@ def test_opcheck_and_bad_input():
     torch.library.opcheck(
         torch.ops.trustbench.transpose_code.default, (indices, 515, None, None, None)
     )
-    with pytest.raises(InputError, match=r"indices\.dtype=torch\.int64"):
-        ops.transpose_code(indices.long(), 515)
     with pytest.raises(InputError, match="d_sae=0"):
         ops.transpose_code(indices, 0)
 
@@ -97,7 +95,5 @@ def test_rows_of_entries_and_entries_left_out(isa):
     assert found.rows[:nnz].tolist() == rows[order].tolist()
     assert by_token.rows[:nnz].tolist() == [p // shape.k for p in order]
     assert torch.equal(whole.rows.long(), rows[whole.positions.long()])
-    with pytest.raises(InputError, match=r"rows\.shape=\[3\]"):
-        ops.transpose_code(flat, shape.F, rows=rows[:3])
     with pytest.raises(InputError, match="expected None where rows are given"):
         ops.transpose_code(flat, shape.F, torch.tensor([0, 120]), rows=rows)

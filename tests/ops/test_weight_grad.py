@@ -38,14 +38,12 @@ def test_matches_the_definition(isa, shape, dtype, layout):
         assert_accurate(a, p, e)
 
 
-def test_opcheck_and_bad_input():
+def test_opcheck():
     coefs, indices = topk_code(Shape(37, 130, 515, 9), torch.float32)
     source = torch.randn(37, 130)
     torch.library.opcheck(
         torch.ops.trustbench.weight_grad.default, (coefs, indices, source, 515, None)
     )
-    with pytest.raises(InputError, match=r"coefs.shape=\[37, 8\]: expected \[37, 9\]"):
-        ops.weight_grad(coefs[:, :8], indices, source, 515)
 
 
 @implementations

@@ -28,7 +28,7 @@ from trustbench.ops.scalars import (
     rounded,
     step_scalars,
 )
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.spec import BF16, FP32, FULL, OpSpec, same
 
 
 def adam_(
@@ -226,9 +226,13 @@ _adam = register(
 SPEC = OpSpec(
     "adam",
     "Adam on [F, d], rows kept at unit norm",
-    {name: "[rows, d]" for name in ("param", "grad", "m", "v")}
-    | {"scalars": "[6]", "copy": "[rows, d]"},
-    (torch.float32, torch.float64),
+    {
+        "param": ("rows d", FULL),
+        **{name: ("rows d", same("param")) for name in ("grad", "m", "v")},
+        "scalars": ("6", FP32),
+        "copy": ("rows d", BF16),
+    },
+    {},
     "none: element by element, a row's norm in one order",
     lambda s: 12.0 * s.F * s.d,
     lambda s: 4.0 * 7 * s.F * s.d,

@@ -21,7 +21,7 @@ from trustbench.ops.registration import (
     check_tensor,
     register,
 )
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, FULL, INT32, OpSpec, same, wide
 
 _HALF = (*FLOATS, torch.float16)
 _TINY = sys.float_info.min
@@ -331,16 +331,22 @@ SPEC = OpSpec(
     "attention_capture",
     "out = softmax(q kᵀ · scale) v, and statistics of every row",
     {
-        "q": "[B, H, T, D]",
-        "k": "[B, H_kv, S, D]",
-        "v": "[B, H_kv, S, D]",
-        "sinks": "[H]",
-        "segments": "[B, S]",
-        "key_bias": "[B, H, S]",
-        "targets": "[B, T, M]",
-        "returns": "[B, H, T, D] and [B, H, T] each",
+        "q": ("B H T D", _HALF),
+        "k": ("B H_kv S D", same("q")),
+        "v": ("B H_kv S D", same("q")),
+        "sinks": ("H", _HALF),
+        "segments": ("B S", INT32),
+        "key_bias": ("B H S", FULL),
+        "targets": ("B T M", INT32),
     },
-    _HALF,
+    {
+        "out": ("B H T D", same("q")),
+        **{name: ("B H T", wide("q")) for name in ("lse", "entropy", "distance", "last")},
+        "top_p": ("B H T top", wide("q")),
+        "top_index": ("B H T top", INT32),
+        **{name: ("B H T", wide("q")) for name in ("first", "self_", "previous")},
+        "targets": ("B H T M", wide("q")),
+    },
     "largest probabilities: the lower index first; sums run over the keys in order",
     # One head of width d over N causal tokens.
     lambda s: 2.0 * s.N * s.N * s.d,

@@ -16,7 +16,7 @@ from trustbench.ops.registration import (
     no_second_order,
     register,
 )
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, INT32, INT64, OpSpec, same
 
 
 def code_grad(
@@ -88,13 +88,12 @@ SPEC = OpSpec(
     "code_grad",
     "dvalues = <grad, W_dec[indices]>",
     {
-        "grad": "[N, d]",
-        "indices": "[N, k] or [nnz]",
-        "W_dec": "[F, d]",
-        "row_offsets": "[N + 1]",
-        "returns": "[N, k] or [nnz]",
+        "grad": ("N d", same("W_dec")),
+        "indices": ("N k or nnz", INT32),
+        "W_dec": ("F d", FLOATS),
+        "row_offsets": ("N+1", INT64),
     },
-    FLOATS,
+    {"dvalues": ("N k or nnz", same("W_dec"))},
     "none: one dot product an entry",
     lambda s: 2.0 * s.N * s.k * s.d,
     lambda s: 4.0 * (min(s.N * s.k, s.F) * s.d + s.N * s.d) + 8.0 * s.N * s.k,

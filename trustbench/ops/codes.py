@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trustbench.ops.spec import INT32, INT64, Tensors
+
 
 class TopKCode(NamedTuple):
     """k entries a token, largest first. An entry whose pre-activation is <= 0 has value 0."""
@@ -54,6 +56,13 @@ class FeatureCode(NamedTuple):
 
 
 Code = TopKCode | CSRCode
+
+# What `code` is to an op's SPEC.
+FEATURE_CODE: Tensors = {
+    "code.feature_offsets": ("F+1", INT64),
+    "code.rows": ("nnz", INT32),
+    "code.positions": ("nnz", INT32),
+}
 
 
 def padded(code: CSRCode, room: int) -> PaddedCode:

@@ -18,7 +18,7 @@ from trustbench.ops.registration import (
     check_tensor,
     register,
 )
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, INT32, INT64, OpSpec, same, same_or_fp32
 from trustbench.ops.weight_grad import weight_grad
 
 
@@ -127,13 +127,12 @@ SPEC = OpSpec(
     "decode",
     "x_hat = Σ values W_dec[indices]",
     {
-        "values": "[N, k] or [nnz]",
-        "indices": "[N, k] or [nnz]",
-        "W_dec": "[F, d]",
-        "row_offsets": "[N + 1]",
-        "returns": "[N, d]",
+        "values": ("N k or nnz", same_or_fp32("W_dec")),
+        "indices": ("N k or nnz", INT32),
+        "W_dec": ("F d", FLOATS),
+        "row_offsets": ("N+1", INT64),
     },
-    FLOATS,
+    {"x_hat": ("N d", same("W_dec"))},
     "none: a token's sum runs in the order of its code",
     lambda s: 2.0 * s.N * s.k * s.d,
     lambda s: 4.0 * (min(s.N * s.k, s.F) * s.d + s.N * s.d) + 8.0 * s.N * s.k,

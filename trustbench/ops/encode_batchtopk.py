@@ -30,7 +30,7 @@ from trustbench.ops.registration import (
     register,
     tensor_core_operands,
 )
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, INT32, INT64, OpSpec, same
 
 
 def encode_batchtopk(
@@ -154,13 +154,8 @@ _encode_batchtopk_padded = register(
 SPEC = OpSpec(
     "encode_batchtopk",
     "the N k largest positive entries of x W_encᵀ + b_enc",
-    {
-        "x": "[N, d]",
-        "W_enc": "[F, d]",
-        "b_enc": "[F]",
-        "returns": "row_offsets [N + 1], indices [nnz], values [nnz]",
-    },
-    FLOATS,
+    {"x": ("N d", FLOATS), "W_enc": ("F d", same("x")), "b_enc": ("F", FLOATS)},
+    {"row_offsets": ("N+1", INT64), "indices": ("nnz", INT32), "values": ("nnz", same("x"))},
     "equal pre-activations: the lower token, then the lower feature; NaN above every number",
     lambda s: 2.0 * s.N * s.d * s.F,
     lambda s: 4.0 * (s.N * s.d + s.F * s.d + s.F) + 8.0 * s.N * s.k,

@@ -24,7 +24,7 @@ from trustbench.ops.registration import (
     register,
     tensor_core_operands,
 )
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, INT32, INT64, OpSpec, same
 from trustbench.ops.weight_grad import weight_grad
 
 
@@ -243,13 +243,12 @@ SPEC = OpSpec(
     "encode_relu",
     "x W_encᵀ + b_enc where above the threshold",
     {
-        "x": "[N, d]",
-        "W_enc": "[F, d]",
-        "b_enc": "[F]",
-        "threshold": "[F]",
-        "returns": "row_offsets [N + 1], indices [nnz], values [nnz]",
+        "x": ("N d", FLOATS),
+        "W_enc": ("F d", same("x")),
+        "b_enc": ("F", FLOATS),
+        "threshold": ("F", FLOATS),
     },
-    FLOATS,
+    {"row_offsets": ("N+1", INT64), "indices": ("nnz", INT32), "values": ("nnz", same("x"))},
     "none: what equals its threshold is dropped; NaN is kept",
     lambda s: 2.0 * s.N * s.d * s.F,
     lambda s: 4.0 * (s.N * s.d + s.F * s.d + s.F) + 8.0 * s.N * s.k,

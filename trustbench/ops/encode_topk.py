@@ -19,7 +19,7 @@ from trustbench.ops.registration import (
     register,
     tensor_core_operands,
 )
-from trustbench.ops.spec import FLOATS, OpSpec, Shape
+from trustbench.ops.spec import FLOATS, INT32, OpSpec, Shape, same
 from trustbench.ops.weight_grad import weight_grad
 
 
@@ -167,8 +167,8 @@ def _bytes(s: Shape) -> float:
 SPEC = OpSpec(
     "encode_topk",
     "relu(topk(x W_encᵀ + b_enc, k))",
-    {"x": "[N, d]", "W_enc": "[F, d]", "b_enc": "[F]", "returns": "values, indices [N, k]"},
-    FLOATS,
+    {"x": ("N d", FLOATS), "W_enc": ("F d", same("x")), "b_enc": ("F", FLOATS)},
+    {"values": ("N k", same("x")), "indices": ("N k", INT32)},
     "equal pre-activations: the lower feature first; NaN above every number",
     _flops,
     _bytes,

@@ -8,7 +8,7 @@ from torch import Tensor
 from trustbench.errors import bad
 from trustbench.ops import dispatch
 from trustbench.ops.registration import check_tensor, register
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, OpSpec, same, wide
 
 
 def mask_gradient_(acts: Tensor, dacts: Tensor, slope: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ _mask_gradient = register(
 SPEC = OpSpec(
     "mask_gradient",
     "dpre = (dacts + slope) where acts > 0, and its sum over tokens",
-    {"acts": "[N, F]", "dacts": "[N, F]", "slope": "[F]", "returns": "[F]"},
-    FLOATS,
+    {"acts": ("N F", FLOATS), "dacts": ("N F", same("acts")), "slope": ("F", wide("acts"))},
+    {"db": ("F", wide("acts"))},
     "none: sums run over tokens in fixed parts",
     lambda s: 2.0 * s.N * s.F,
     lambda s: 12.0 * s.N * s.F,

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trustbench.ops.spec import FULL, Tensors, same
+
 
 class Weights(NamedTuple):
     """The parameters that a code's gradient reaches: all fp32, contiguous."""
@@ -40,3 +42,14 @@ class Moments(NamedTuple):
                 for _ in range(2)
             )
         )
+
+
+# What `weights` and `moments` are to an op's SPEC.
+_SIZES = {"W_enc": "F d_in", "W_dec": "F d_out", "b_enc": "F"}
+WEIGHTS: Tensors = {
+    f"weights.{name}": (sizes, FULL if name == "W_dec" else same("weights.W_dec"))
+    for name, sizes in _SIZES.items()
+}
+MOMENTS: Tensors = {
+    f"moments.{name}": (_SIZES[name[2:]], same("weights.W_dec")) for name in Moments._fields
+}

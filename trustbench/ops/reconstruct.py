@@ -14,7 +14,7 @@ from trustbench.ops.codes import entry_rows
 from trustbench.ops.decode import decode, value_dtypes
 from trustbench.ops.decode import reference as decode_reference
 from trustbench.ops.registration import check_code, check_entries, check_tensor, register
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, INT32, INT64, OpSpec, same, same_or_fp32, wide
 from trustbench.ops.weight_grad import weight_grad
 
 
@@ -200,15 +200,14 @@ SPEC = OpSpec(
     "reconstruct",
     "x_hat - x and its squared norm, x_hat = Σ values W_dec[indices] + b_dec",
     {
-        "values": "[N, k] or [nnz]",
-        "indices": "[N, k] or [nnz]",
-        "W_dec": "[F, d]",
-        "b_dec": "[d]",
-        "x": "[N, d]",
-        "row_offsets": "[N + 1]",
-        "returns": "error [N, d], squared [N]",
+        "values": ("N k or nnz", same_or_fp32("W_dec")),
+        "indices": ("N k or nnz", INT32),
+        "W_dec": ("F d", FLOATS),
+        "b_dec": ("d", same_or_fp32("W_dec")),
+        "x": ("N d", same("W_dec")),
+        "row_offsets": ("N+1", INT64),
     },
-    FLOATS,
+    {"error": ("N d", same("W_dec")), "squared": ("N", wide("W_dec"))},
     "none: a token's sum runs in the order of its code",
     lambda s: 2.0 * s.N * s.k * s.d + 4.0 * s.N * s.d,
     lambda s: 4.0 * (min(s.N * s.k, s.F) * s.d + 2 * s.N * s.d) + 8.0 * s.N * s.k,

@@ -18,7 +18,7 @@ from trustbench.ops.registration import (
     pre_activations,
     register,
 )
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, INT32, OpSpec, same, wide
 
 
 class DenseCode(NamedTuple):
@@ -79,8 +79,8 @@ _relu_dense = register(
 SPEC = OpSpec(
     "relu_dense",
     "relu(x W_encᵀ + b_enc), its sums and counts over tokens",
-    {"x": "[N, d]", "W_enc": "[F, d]", "b_enc": "[F]", "returns": "acts [N, F], mass, fired [F]"},
-    FLOATS,
+    {"x": ("N d", FLOATS), "W_enc": ("F d", same("x")), "b_enc": ("F", FLOATS)},
+    {"acts": ("N F", same("x")), "mass": ("F", wide("x")), "fired": ("F", INT32)},
     "none: sums run over tokens in fixed parts",
     lambda s: 2.0 * s.N * s.d * s.F,
     lambda s: 4.0 * (s.N * s.d + s.F * s.d + s.N * s.F),

@@ -33,8 +33,8 @@ from trustbench.ops.adam import (
     refuse_scalars,
     scalars_reference_,
 )
-from trustbench.ops.codes import FeatureCode
-from trustbench.ops.parameters import Moments, Weights
+from trustbench.ops.codes import FEATURE_CODE, FeatureCode
+from trustbench.ops.parameters import MOMENTS, WEIGHTS, Moments, Weights
 from trustbench.ops.registration import (
     address,
     check_flags,
@@ -44,7 +44,7 @@ from trustbench.ops.registration import (
     register,
 )
 from trustbench.ops.scalars import SLOPE, step_scalars
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.spec import BF16, FP32, INT32, OpSpec, same
 
 L1Form = Literal["decoder_norm", "sum"]
 _SALT = 0x55555555  # the decoder's bf16 moments are rounded with other bits than the encoder's
@@ -382,17 +382,15 @@ _sparse_grad_norm = register(
 SPEC = OpSpec(
     "sparse_adam",
     "weight gradients of a code, straight into Adam",
-    {
-        "weights": "W_enc [F, d_in], W_dec [F, d_out], b_enc [F]",
-        "values": "[N, k] or [nnz]",
-        "x": "[R, d_in]",
-        "grad": "[R, d_out]",
-        "push": "[N, k] or [nnz]",
-        "scalars": "[6]",
-        "fired": "[F]",
-        "returns": "[d_in]",
-    },
-    (torch.float32, torch.float64),
+    WEIGHTS
+    | {"values": ("N k or nnz", same("weights.W_dec"))}
+    | FEATURE_CODE
+    | {"x": ("R d_in", same("weights.W_dec")), "grad": ("R d_out", same("weights.W_dec"))}
+    | MOMENTS
+    | {"push": ("N k or nnz", same("weights.W_dec")), "scalars": ("6", FP32)}
+    | {"copies.W_enc": ("F d_in", BF16), "copies.W_dec": ("F d_out", BF16)}
+    | {"fired": ("F", INT32)},
+    {"db_dec": ("d_in", same("weights.W_dec"))},
     "none: a feature's sums run with tokens ascending, db_dec over fixed parts",
     lambda s: 6.0 * s.N * s.k * s.d + 24.0 * s.F * s.d,
     lambda s: 4.0 * (12 * s.F * s.d + 2 * s.N * s.d) + 12.0 * s.N * s.k,

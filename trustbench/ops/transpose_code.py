@@ -16,7 +16,7 @@ from trustbench.ops.registration import (
     check_tensor,
     register,
 )
-from trustbench.ops.spec import OpSpec
+from trustbench.ops.spec import FULL, INT32, INT64, OpSpec
 
 
 def transpose_code(
@@ -159,13 +159,12 @@ SPEC = OpSpec(
     "transpose_code",
     "entries sorted by (feature, token)",
     {
-        "indices": "[N, k] or [nnz]",
-        "row_offsets": "[N + 1]",
-        "rows": "[nnz]",
-        "values": "[N, k] or [nnz]",
-        "returns": "feature_offsets [F + 1], rows [nnz], positions [nnz]",
+        "indices": ("N k or nnz", INT32),
+        "row_offsets": ("N+1", INT64),
+        "rows": ("nnz", INT32 + INT64),
+        "values": ("N k or nnz", FULL),
     },
-    (),
+    {"feature_offsets": ("F+1", INT64), "rows": ("nnz", INT32), "positions": ("nnz", INT32)},
     "entries of one feature: the lower token first, then the order of the code",
     lambda s: 0.0,
     lambda s: 12.0 * s.N * s.k + 8.0 * s.F,

@@ -16,7 +16,7 @@ from trustbench.ops.registration import (
     no_second_order,
     register,
 )
-from trustbench.ops.spec import FLOATS, OpSpec
+from trustbench.ops.spec import FLOATS, INT32, INT64, OpSpec, same
 from trustbench.ops.transpose_code import transpose_code
 
 
@@ -109,13 +109,12 @@ SPEC = OpSpec(
     "weight_grad",
     "dW[i] = Σ coefs source, db[i] = Σ coefs",
     {
-        "coefs": "[N, k] or [nnz]",
-        "indices": "[N, k] or [nnz]",
-        "source": "[N, d]",
-        "row_offsets": "[N + 1]",
-        "returns": "dW [F, d], db [F]",
+        "coefs": ("N k or nnz", same("source")),
+        "indices": ("N k or nnz", INT32),
+        "source": ("N d", FLOATS),
+        "row_offsets": ("N+1", INT64),
     },
-    FLOATS,
+    {"dW": ("F d", same("source")), "db": ("F", same("source"))},
     "none: a feature's sum runs with tokens ascending",
     lambda s: 2.0 * s.N * s.k * s.d,
     lambda s: 4.0 * (s.F * s.d + s.N * s.d) + 12.0 * s.N * s.k,
