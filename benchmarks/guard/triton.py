@@ -58,7 +58,7 @@ def measure(place: Place, target: int) -> dict[str, Any]:
     names = build.kernel.arg_names
     kinds = {n: "constexpr" if n in fixed else build.signature[n] for n in names}
     # Tensors come from torch's allocator: aligned. So are the widths in what is measured.
-    aligned = [n for n in names if kinds[n].startswith("*") or n in ("d", "F")]
+    aligned = [n for n in names if kinds[n].startswith("*") or n in ("d", "d_out", "F")]
     source = ASTSource(
         fn=build.kernel,
         signature=kinds,

@@ -30,14 +30,16 @@ struct Gradient {
     explicit Gradient(const SparseStep& s) : enc(new float[s.d_in]), dec(new float[s.d_out]) {}
 };
 
-// Fills the gradient of feature i; false when the feature has no entries (gradient zero).
-template <bool kPush>
+// Fills the gradient of feature i; false when the feature has no entries (gradient zero). kPlain: one width and no
+// pushes, compiled apart: with the rest it would execute 3 % more instructions.
+template <bool kPlain>
 bool feature_gradient(const SparseStep& s, std::int64_t i, bool unit_norm, Gradient& g) {
     const std::int64_t begin = s.code.offsets[i], end = s.code.offsets[i + 1];
     if (begin == end) return false;
-    const std::int64_t d_in = s.d_in, d_out = s.d_out;
+    const std::int64_t d_in = s.d_in, d_out = kPlain ? d_in : s.d_out;
+    const float* pushes = kPlain ? nullptr : s.push;
     const float* W_dec = s.dec.param + i * d_out;
-    const bool weighted = s.decoder_norm && (kPush || s.l1 != 0);
+    const bool weighted = s.decoder_norm && (pushes || s.l1 != 0);
     const float norm = weighted ? std::sqrt(dot(W_dec, W_dec, d_out)) : 1.0f;
     std::fill_n(g.enc.get(), d_in, 0.0f);
     std::fill_n(g.dec.get(), d_out, 0.0f);
@@ -51,16 +53,16 @@ bool feature_gradient(const SparseStep& s, std::int64_t i, bool unit_norm, Gradi
         const float value = s.values[s.code.positions[q]];
         if (!(value > 0)) continue;
         const float* grad = s.grad + s.code.rows[q] * d_out;
-        const float push = kPush ? s.push[s.code.positions[q]] : 0.0f;
+        const float push = pushes ? pushes[s.code.positions[q]] : 0.0f;
         const float da = dot(grad, W_dec, d_out);
-        const float dpre = kPush ? da + push : da + s.l1 * norm;
+        const float dpre = pushes ? da + push : da + s.l1 * norm;
         axpy(value, grad, g.dec.get(), d_out);
         axpy(dpre, s.x + s.code.rows[q] * d_in, g.enc.get(), d_in);
         g.bias += dpre;
-        mass += kPush ? push * value : value;
+        mass += pushes ? push * value : value;
     }
     if (weighted && norm > 0)
-        axpy(kPush ? mass / (norm * norm) : s.l1 * mass / norm, W_dec, g.dec.get(), d_out);
+        axpy(pushes ? mass / (norm * norm) : s.l1 * mass / norm, W_dec, g.dec.get(), d_out);
     if (unit_norm) project_row(g.dec.get(), W_dec, d_out);
     return true;
 }
@@ -70,12 +72,13 @@ template <class Body>
 void for_features(const SparseStep& s, bool unit_norm, float* db_dec, Body& body) {
     const std::int64_t parts = std::min(kParts, s.F);
     const std::int64_t d = s.d_in;
+    const bool plain = s.d_in == s.d_out && !s.push;
     const std::unique_ptr<float[]> partial(new float[parts * d]());
     auto run = [&](std::int64_t part, int) {
         Gradient gradient(s);
         for (std::int64_t i = s.F * part / parts; i < s.F * (part + 1) / parts; ++i) {
-            const bool any = s.push ? feature_gradient<true>(s, i, unit_norm, gradient)
-                                    : feature_gradient<false>(s, i, unit_norm, gradient);
+            const bool any = plain ? feature_gradient<true>(s, i, unit_norm, gradient)
+                                   : feature_gradient<false>(s, i, unit_norm, gradient);
             if (any) axpy(-gradient.bias, s.enc.param + i * d, partial.get() + part * d, d);
             body(i, any, gradient, part);
         }

@@ -195,29 +195,41 @@ def sparse_adam(
 
 
 def _builds():
-    code = {"values": "*fp32", "push": None, "offsets": "*i64", "rows": "*i32", "positions": "*i32"}
     floats = dict.fromkeys(("beta1", "rest1", "beta2", "rest2", "eps"), "fp32")
-    shapes = (
-        ("bf16", "fp32", 1024),
-        ("bf16", "bf16", 1024),
-        ("fp32", "fp32", 1024),
-        ("bf16", "fp32", 4096),
-        ("bf16", "fp32", 16384),
+    shapes = (  # source, moments, d, d_out, PUSH
+        ("bf16", "fp32", 1024, 1024, False),
+        ("bf16", "bf16", 1024, 1024, False),
+        ("fp32", "fp32", 1024, 1024, False),
+        ("bf16", "fp32", 4096, 4096, False),
+        ("bf16", "fp32", 16384, 16384, False),
+        ("bf16", "fp32", 1024, 1024, True),
+        ("fp32", "fp32", 1024, 1024, True),
+        ("bf16", "fp32", 1024, 4096, False),
     )
-    tuned = ((*s, row) for s in shapes for row in row_options(s[2]))
-    for kind, moment, d, (BD, U, warps) in tuned:
-        # A row of 16384 is 16 numbers a thread of 1024, each of which has 64 registers, and five such
-        # rows are held at once: they spill, to L1. Cutting the row in parts would read every
-        # token's row again for each part instead.
-        spills = {80: 950, 90: 1050, 100: 400} if d > 8192 else {80: 6, 100: 12}
-        shape = {"PUSH": False, "LONG": _feature.LONG, "BD": BD, "BE": 0, "U": U}
+    tuned = ((*s, row) for s in shapes for row in row_options(max(s[2:4])))
+    for kind, moment, d, d_out, push, (BD, U, warps) in tuned:
+        spills = {80: 6, 100: 12}
+        if push or d_out != d:
+            spills = {80: 18, 90: 12, 100: 20}  # held beside rows that fill the registers
+        elif d > 8192:
+            # A row of 16384 is 16 numbers a thread of 1024, each of which has 64 registers, and five
+            # such rows are held at once: they spill, to L1. Cutting the row in parts would read every
+            # token's row again for each part instead.
+            spills = {80: 950, 90: 1050, 100: 400}
+        BE = 0
+        if d_out != d:
+            BD, BE = row_shape(d).BD, row_shape(d_out).BD
+        shape = {"PUSH": push, "LONG": _feature.LONG, "BD": BD, "BE": BE, "U": U}
+        shown = f"d = {d}{f', d_out = {d_out}' if BE else ''}, U = {U}{', push' if push else ''}"
         sizes = {"d": "i32", "d_out": "i32", "F": "i32"}
+        code = {"values": "*fp32", "push": "*fp32" if push else None}
+        code |= {"offsets": "*i64", "rows": "*i32", "positions": "*i32"}
         sources = {"x": f"*{kind}", "grad": f"*{kind}"}
         sums = {"chunk_ends": "*i32", "sums": "*fp32", "totals": "*fp32"}
-        limits = Limits(registers=150 if U < 8 else 230, spills=spills)
+        limits = Limits(registers=(150 if U < 8 else 230) + 10 * push, spills=spills)
         if moment == "fp32":
             yield Build(
-                f"chunks, {kind}, d = {d}, U = {U}",
+                f"chunks, {kind}, {shown}",
                 chunk_kernel,
                 code | sources | {"W_dec": "*fp32"} | sums
                 | {"scalars": "*fp32"} | sizes,
@@ -232,11 +244,11 @@ def _builds():
         copies = dict.fromkeys(("copy_enc", "copy_dec"), "*bf16" if kind == "bf16" else None)
         for update in (True, False) if moment == "fp32" else (True,):
             yield Build(
-                f"{'step' if update else 'norms'}, {kind}, {moment} moments, d = {d}, U = {U}",
+                f"{'step' if update else 'norms'}, {kind}, {moment} moments, {shown}",
                 sparse_adam_kernel,
                 weights | moments | copies | code | sources | sums | results | floats
                 | {"squares": None if update else "*fp32"} | sizes,
-                {"UPDATE": update, "COPIES": kind == "bf16", "UNIT_NORM": True, "DECODER_NORM": False}
+                {"UPDATE": update, "COPIES": kind == "bf16", "UNIT_NORM": True, "DECODER_NORM": push}
                 | {"GROUP": GROUP} | shape,
                 warps=warps,
                 limits=limits,
