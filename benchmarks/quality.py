@@ -21,20 +21,25 @@ from benchmarks.workers import Worker, figures, start
 from trustbench.buffer import ActivationBuffer
 from trustbench.data import Documents, TokenStream
 from trustbench.models import ActivationCapture, load_model, resolve_hook_points
+from trustbench.models.hook_points import Site
 from trustbench.sae.init import measure_input_scale
 from trustbench.studies.demo import assets
 
 SLACK = 1.01  # how much worse than a peer's our fvu may be
 
 
-def activations(text: Path, layer: int, tokens: int, *, shuffled: bool) -> torch.Tensor:
-    """Activations [tokens, d] of one layer; training ones through the shuffling buffer."""
+def activations(
+    text: Path, layer: int, tokens: int, *, shuffled: bool, sites: Sequence[Site] = ("resid_post",)
+) -> torch.Tensor:
+    """Activations [tokens, d] of one layer, of several sites side by side; training ones through
+    the shuffling buffer."""
     model, tokenizer = load_model(str(assets.MODEL))
-    points = resolve_hook_points(model, [layer])
+    points = [point for site in sites for point in resolve_hook_points(model, [layer], site)]
     run = ActivationCapture(model, points)
     name, rows = points[0].name, []
     for batch in TokenStream(Documents(str(text)), tokenizer, 256, 16, repeat=shuffled):
-        rows.append(run.run(batch.input_ids)[name][batch.mask])
+        found = run.run(batch.input_ids)
+        rows.append(torch.cat([found[point.name][batch.mask] for point in points], dim=1))
         if sum(map(len, rows)) >= tokens:
             break
     acts = torch.cat(rows)[:tokens]
