@@ -140,7 +140,8 @@ def _ops(shape: Shape, *, bf16: bool) -> list[Case]:
     for op, contenders in of.items():
         about = spec(op)
         # In bf16 at least half of the bytes; optimisers and indices have no bf16.
-        narrow = bf16 and torch.bfloat16 in about.dtypes
+        kinds = [kinds for _, kinds in about.tensors.values() if isinstance(kinds, tuple)]
+        narrow = bf16 and any(torch.bfloat16 in known for known in kinds)
         floor = Floor(
             about.bytes(shape) / (2 if narrow else 1),
             about.flops(shape),

@@ -360,7 +360,7 @@ def test_training_needs_no_model_and_learns_as_much(captured, tmp_path, monkeypa
         assert mine == pytest.approx(theirs, rel=0.2)
     # The run knows its text: evaluation works as for any other.
     report = tb.evaluate(EvalConfig(run=settings.out, tokens=500, spliced_tokens=200))
-    assert set(report.layers) == set(captured.widths)
+    assert {row["hook_point"] for row in report} == set(captured.widths)
 
 
 def test_a_run_from_a_cache_resumes_bit_for_bit(captured, tmp_path):

@@ -52,5 +52,7 @@ def test_an_sae_is_trained_and_evaluated_there(grouped_model, tiny_text, tmp_pat
     )  # fmt: skip
     tb.train(config)
     found = tb.evaluate(tb.EvalConfig(run=str(out), tokens=400, spliced_tokens=200))
-    for layer in found.layers.values():
-        assert layer.l0 <= 4 and layer.ce_reconstructed != layer.ce_zero != layer.ce_original
+    assert len(found)
+    for layer in found:
+        assert layer["l0"] <= 4
+        assert layer["ce_reconstructed"] != layer["ce_zero"] != layer["ce_original"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from trustbench.attention.inline import interpreted
 from trustbench.attention.scores import head_profile, repeated_tokens
 from trustbench.cli import main
 from trustbench.models.inline_attention import Call, called
+from trustbench.report import Table
 
 FALCON = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -189,5 +189,6 @@ def test_the_command_profiles_a_folder_of_gpt_neo(tmp_path, tiny_tokenizer, tiny
         "--out", str(tmp_path / "heads"), "--tokens", "300", "--context_length", "32",
         "--model_rows", "8", "--document_separator", "\n",
     ]) == 0  # fmt: skip
-    found = json.loads((tmp_path / "heads" / "heads.json").read_text())
-    assert list(found["text"]) == [f"transformer.h.{i}.attn.attention" for i in range(2)]
+    found = Table.read(tmp_path / "heads" / "heads.jsonl").where(part="text")
+    layers = dict.fromkeys(row["layer"] for row in found)
+    assert list(layers) == [f"transformer.h.{i}.attn.attention" for i in range(2)]
